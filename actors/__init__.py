@@ -1,0 +1,1 @@
+"""Ray shells around the plain classes of `rlhf_ray`, and the facades the driver holds."""

@@ -1,0 +1,1 @@
+"""Who judges which prompt: bandits, baselines and ensembles behind one interface."""

@@ -1,0 +1,1 @@
+"""The recipe: what a user may set, how it is read, and what it asks of a cluster."""

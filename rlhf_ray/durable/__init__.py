@@ -1,0 +1,1 @@
+"""Everything that writes run state: files, manifests, journal, checkpoints, recording."""

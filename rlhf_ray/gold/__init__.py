@@ -1,0 +1,1 @@
+"""Generated task families with an exact gold reward, for demos, tests and reproductions."""

@@ -1,0 +1,1 @@
+"""Pure loss functions, one family per file, one value per pair."""

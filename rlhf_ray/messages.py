@@ -1,0 +1,196 @@
+"""Every message between the driver and its roles, with shapes.
+
+Letters: P prompts of a wave · K responses per prompt · A arms (judges of the pool) · D context
+width · T tokens · B preference pairs.
+
+NumPy and plain Python only: tensors are born in the learner and stay there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Which wave of which round; the key under which everything of this wave is drawn and kept."""
+
+    round: int
+    wave: int
+    index: int
+    """Waves since the start of the run, over all rounds."""
+
+    def __str__(self) -> str:
+        return f"r{self.round:03d}-w{self.wave:03d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One thing asked of the policy."""
+
+    id: str
+    text: str
+    """What the user says; chat markup is added where the model has a chat template."""
+    source: str
+    """Where it comes from (a task family, a data set); results are reported per source."""
+    answer: str | None = None
+    answer_type: str | None = None
+    """How `answer` is compared: exact, number, yesno or choice. None: no verifiable answer."""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """One sampled answer, kept as the tokens that were sampled: text is never re-tokenised."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """[T], with the end token when the response is finished."""
+    logprobs: NDArray[np.float32]
+    """[T] log-probability of each sampled token under the policy that sampled it."""
+    finished: bool
+    """False when it was cut at the length limit."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """K responses of one policy version to one prompt."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    responses: tuple[Response, ...]
+    """K of them, in the order of their seeds."""
+    policy_version: int
+    """Number of updates behind the policy that sampled them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choices:
+    """Which arms judge each prompt of a wave, kept whole so that credit finds its way back."""
+
+    contexts: NDArray[np.float32]
+    """[P, D] what the arms were chosen on."""
+    asked: NDArray[np.bool_]
+    """[P, A] which judges are to be asked; one per row, or all for an ensemble."""
+    arms: tuple[str, ...]
+    """[A] names, in the order of the recipe."""
+    propensities: Floats
+    """[P] probability with which this choice was drawn; 1 when it was forced."""
+
+    def names(self) -> list[str]:
+        """[P] the arm of each prompt, or `ensemble` where several are asked."""
+        return [
+            self.arms[int(row.argmax())] if row.sum() == 1 else "ensemble" for row in self.asked
+        ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Raw scores of the judges that were asked; their scale is the judge's own."""
+
+    values: Floats
+    """[A, P, K]; NaN where a judge was not asked."""
+    forwards: Mapping[str, int]
+    """Responses each judge read: the cost of judging."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One preference built from a judge's scores, in the tokens that were sampled."""
+
+    prompt_index: int
+    """Row of the prompt in its wave: where the credit for this pair goes."""
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    margin: float
+    """Score of the chosen minus score of the rejected response, > 0."""
+    arm: str
+    prompt: str = ""
+    chosen: str = ""
+    rejected: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpdateReport:
+    """What one policy update did."""
+
+    policy_version: int
+    losses: Floats
+    """[B] loss of each pair before the update: what the bandit is paid with."""
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """One delivery of weights into the rollout workers."""
+
+    policy_version: int
+    seconds: float
+    difference: float
+    """Largest difference in log-probability between learner and workers on the probes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Share of gold-correct responses on held-out prompts, overall and per source."""
+
+    overall: float
+    by_source: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Held-out gold accuracy of one policy version; no training signal ever sees these prompts."""
+
+    round: int
+    """0 before training, r after round r."""
+    sampled: Accuracy
+    greedy: Accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One labelled pair of texts for reward-model training."""
+
+    id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One demonstration for supervised fine-tuning."""
+
+    prompt: str
+    response: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WaveReport:
+    """Everything one wave produced: what is logged, kept and shown. Made by the driver."""
+
+    step: Step
+    choices: Choices
+    rollouts: list[Rollout]
+    scores: Scores
+    combined: Floats
+    """[P, K] the scores pairs were built from."""
+    gold: Floats
+    """[P, K] exact gold reward, NaN without one. For reading only: nothing trains on it."""
+    pairs: list[Pair]
+    ties: int
+    update: UpdateReport
+    signals: Floats
+    """[P] what the bandit was paid with; NaN where a prompt gave no pair."""
+    sync: SyncReport
+    seconds: Mapping[str, float]
+    """Wall time per stage."""

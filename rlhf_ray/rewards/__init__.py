@@ -1,0 +1,1 @@
+"""Judges: reward models that score responses, one file per family."""

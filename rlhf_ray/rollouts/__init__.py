@@ -1,0 +1,1 @@
+"""Sampling responses with vLLM, and the contexts a bandit chooses on."""

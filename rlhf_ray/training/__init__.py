@@ -1,0 +1,1 @@
+"""DeepSpeed training of policies and reward models."""
