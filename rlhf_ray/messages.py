@@ -184,13 +184,9 @@ class WaveReport:
     scores: Scores
     combined: Floats
     """[P, K] the scores pairs were built from."""
-    gold: Floats
-    """[P, K] exact gold reward, NaN without one. For reading only: nothing trains on it."""
     pairs: list[Pair]
     ties: int
     update: UpdateReport
     signals: Floats
     """[P] what the bandit was paid with; NaN where a prompt gave no pair."""
     sync: SyncReport
-    seconds: Mapping[str, float]
-    """Wall time per stage."""

@@ -1,0 +1,178 @@
+"""The learner gang: DeepSpeed ranks as Ray actors, and the facade the driver holds."""
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from actors.waiting import get, log_to
+from rlhf_ray.config.schema import Learner, Timeouts
+from rlhf_ray.data.batches import Tokens
+from rlhf_ray.keys import generator
+from rlhf_ray.messages import Floats, Pair, Step, UpdateReport
+
+
+class LearnerActor:
+    """One rank. Trains one thing at a time: `begin` builds its trainer, `end` frees it."""
+
+    def __init__(self, rank: int, world: int, logs: Path | None, threads: int) -> None:
+        log_to(logs, f"learner-{rank}", threads)
+        self.rank, self.world = rank, world
+        self.trainer: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """Where the gang meets: this node and a port that is free now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def join(self, address: str, port: int, threads: int, timeout_s: float) -> None:
+        from rlhf_ray.training.engine import join
+
+        join(self.rank, self.world, address, port, threads=threads, timeout_s=timeout_s)
+
+    def call(self, function: Callable[[], None]) -> None:
+        function()
+
+    def begin(self, build: Callable[[int, int], Any]) -> None:
+        """Build a trainer from `build(rank, world)`."""
+        self.trainer = build(self.rank, self.world)
+
+    def advance(self, steps: int) -> dict[str, float]:
+        found: dict[str, float] = self.trainer.advance(steps)
+        return found
+
+    def end(self) -> None:
+        self.trainer.engine.close()
+        self.trainer = None
+
+    def begin_round(self) -> None:
+        self.trainer.begin_round()
+
+    def update(
+        self, pairs: Sequence[Pair], order: NDArray[np.int64], train: bool
+    ) -> tuple[dict[int, Any], dict[str, float]]:
+        return self.trainer.update(pairs, order, train=train), self.trainer.last_step
+
+    def embed(self, prompts: Sequence[Sequence[int]], budget: int) -> dict[int, Any]:
+        vectors: dict[int, Any] = self.trainer.embed(prompts, budget)
+        return vectors
+
+    def logprobs(self, sequences: Sequence[Tokens]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self.trainer.logprobs(sequences)
+        return found
+
+    def send(self, send: Callable[[Any, int], None]) -> None:
+        """Stream the policy's weights; every rank gathers, `send(weights, rank)` decides who talks."""
+        send(self.trainer.weights(), self.rank)
+
+    def save(self, folder: Path) -> None:
+        self.trainer.save(folder)
+
+    def restore(self, folder: Path) -> None:
+        self.trainer.restore(folder)
+
+    def export(self, folder: Path, tokenizer: str) -> None:
+        """A Hugging Face folder of the model as it stands."""
+        from rlhf_ray.training.export import export
+
+        export(self.trainer, folder, tokenizer, write=self.rank == 0)
+
+
+class Learners:
+    """All ranks as one: every call reaches all of them and ends by its deadline."""
+
+    def __init__(
+        self, settings: Learner, timeouts: Timeouts, *, seed: int, warm_waves: int = 0,
+        logs: Path | None = None,
+    ) -> None:
+        self.settings, self.timeouts, self.seed = settings, timeouts, seed
+        self.warm_waves, self.version = warm_waves, 0
+        remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(LearnerActor)
+        world = settings.workers
+        self.ranks = [remote.remote(rank, world, logs, settings.threads) for rank in range(world)]
+        wait = timeouts.engine_s
+        address, port = get(self.ranks[0].address.remote(), timeout_s=wait, what="learner 0 to start")
+        self._ask("join", address, port, settings.threads, timeouts.update_s, timeout_s=wait)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run something heavy once, on the first rank's machine instead of the driver's."""
+        get(self.ranks[0].call.remote(function), timeout_s=self.timeouts.engine_s, what="learner 0")
+
+    def begin(self, build: Callable[[int, int], Any]) -> None:
+        self._ask("begin", build, timeout_s=self.timeouts.engine_s)
+
+    def advance(self, steps: int) -> dict[str, float]:
+        """Take training steps; loss summed over ranks (each reports its share)."""
+        found = self._ask("advance", steps, timeout_s=self.timeouts.update_s)
+        return {"steps": found[0]["steps"], "loss": sum(one["loss"] for one in found)}
+
+    def end(self) -> None:
+        self._ask("end", timeout_s=self.timeouts.engine_s)
+
+    def begin_round(self) -> None:
+        self._ask("begin_round", timeout_s=self.timeouts.update_s)
+
+    def update(self, step: Step, pairs: Sequence[Pair]) -> UpdateReport:
+        """One policy update; a warm wave, or one without pairs, leaves the policy as it is."""
+        train = bool(pairs) and step.index >= self.warm_waves
+        losses: dict[int, Any] = {}
+        metrics: dict[str, float] = {}
+        if pairs:
+            order = generator(self.seed, "pairs", step.index).permutation(len(pairs))
+            found = self._ask(
+                "update", ray.put(pairs), order, train, timeout_s=self.timeouts.update_s
+            )
+            losses = {index: loss for part, _ in found for index, loss in part.items()}
+            metrics = _means(losses) | found[0][1]
+        self.version += train
+        values: Floats = np.array([losses[i].loss for i in range(len(pairs))], dtype=np.float64)
+        return UpdateReport(self.version, values, metrics)
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """[P, H] last hidden state of each prompt's last token."""
+        budget = self.settings.tokens_per_batch
+        found = self._ask("embed", ray.put(prompts), budget, timeout_s=self.timeouts.update_s)
+        vectors = {index: vector for part in found for index, vector in part.items()}
+        return np.stack([vectors[index] for index in range(len(prompts))])
+
+    def logprobs(self, sequences: Sequence[Tokens]) -> list[NDArray[np.float32]]:
+        found = self._ask("logprobs", sequences, timeout_s=self.timeouts.sync_s)
+        first: list[NDArray[np.float32]] = found[0]
+        return first
+
+    def send(self, send: Callable[[Any, int], None]) -> None:
+        self._ask("send", send, timeout_s=self.timeouts.sync_s)
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimizer and reference of all ranks, into a folder all of them see."""
+        self._ask("save", folder, timeout_s=self.timeouts.update_s)
+
+    def restore(self, folder: Path, version: int) -> None:
+        self._ask("restore", folder, timeout_s=self.timeouts.update_s)
+        self.version = version
+
+    def export(self, folder: Path, tokenizer: str) -> None:
+        self._ask("export", folder, tokenizer, timeout_s=self.timeouts.update_s)
+
+    def _ask(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
+        refs = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
+        results: list[Any] = get(refs, timeout_s=timeout_s, what=f"the learners to {method}")
+        return results
+
+
+def _means(losses: Mapping[int, Any]) -> dict[str, float]:
+    """Means over pairs, in index order so that no arrival order shows."""
+    rows = [losses[index] for index in sorted(losses)]
+    names = {
+        "loss": "loss", "preference_loss": "preference", "nll": "nll", "kl": "kl",
+        "reward_margin": "reward_margin",
+    }
+    return {
+        name: float(np.mean([getattr(row, attribute) for row in rows]))
+        for name, attribute in names.items()
+    }

@@ -1,0 +1,64 @@
+"""Every wait on an actor: it has a deadline and says what it waited for."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from rlhf_ray.errors import ClusterUnavailable
+
+
+def get(refs: Any, *, timeout_s: float, what: str) -> Any:
+    """Results of actor calls, in order.
+
+    Raises ClusterUnavailable when they are late or a worker died; an error of ours passes through.
+    """
+    try:
+        return ray.get(refs, timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise ClusterUnavailable(
+            f"waited {timeout_s:.0f} s for {what}; it may need longer (timeouts.* in the recipe), "
+            f"or the cluster cannot place it ({resources()})"
+        ) from error
+    except RayActorError as error:
+        raise ClusterUnavailable(f"{what}: a worker died. {_last_line(error)}") from error
+
+
+def first(refs: Sequence[Any], *, timeout_s: float, what: str) -> Any:
+    """The reference that is ready first. Raises ClusterUnavailable after `timeout_s`."""
+    ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
+    if not ready:
+        raise ClusterUnavailable(f"waited {timeout_s:.0f} s for {what}; see timeouts.* in the recipe")
+    return ready[0]
+
+
+def resources() -> str:
+    """Free and total CPUs and GPUs, for messages."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    return ", ".join(
+        f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s free" for kind in ("CPU", "GPU")
+    )
+
+
+def log_to(folder: Path | None, name: str, threads: int) -> None:
+    """Send everything this worker prints, engines included, to a file of its own.
+
+    Thread counts are set here because engines read them when they are imported.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,67 @@
+"""Which arm is best for this context, and which is worth another look?
+
+Letters: P prompts · A arms · D context width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_ray.bandit.selector import Asked, ask_one
+from rlhf_ray.messages import Floats, Prompt
+
+
+class LinUCB:
+    """Disjoint LinUCB (Li et al. 2010, https://arxiv.org/abs/1003.0146, Alg. 1).
+
+        score_a(c) = theta_a . c + alpha sqrt(c^T A_a^-1 c),   theta_a = A_a^-1 b_a
+
+    Differences: A_a starts at `ridge` times the identity; its inverse is kept by rank-one updates;
+    all prompts of a wave are chosen on the same state; an arm never pulled comes first; ties are
+    broken at random, and the propensity of a choice is one over the number of best arms.
+    """
+
+    def __init__(self, num_arms: int, width: int, *, alpha: float, ridge: float) -> None:
+        self.alpha = alpha
+        self.inverse: Floats = np.tile(np.eye(width) / ridge, (num_arms, 1, 1))  # [A, D, D]
+        self.target: Floats = np.zeros((num_arms, width))  # [A, D]
+        self.pulls: NDArray[np.int64] = np.zeros(num_arms, dtype=np.int64)  # [A]
+
+    def choose(
+        self, contexts: Floats, prompts: Sequence[Prompt], rng: np.random.Generator
+    ) -> tuple[Asked, Floats]:
+        bounds = self.bounds(contexts)
+        best = bounds == bounds.max(axis=1, keepdims=True)
+        lots = np.where(best, rng.random(best.shape), -1.0)
+        return ask_one(lots.argmax(axis=1), len(self.pulls)), 1.0 / best.sum(axis=1)
+
+    def bounds(self, contexts: Floats) -> Floats:
+        """Upper confidence bounds [P, A]; +inf for an arm never pulled."""
+        weights = np.einsum("aij,aj->ai", self.inverse, self.target)  # [A, D]
+        variances = np.einsum("api,pi->pa", contexts @ self.inverse, contexts)  # [P, A]
+        # Rounding can leave the variance of a well-known direction a hair below zero.
+        bounds = contexts @ weights.T + self.alpha * np.sqrt(np.maximum(variances, 0.0))
+        return np.where(self.pulls == 0, np.inf, bounds)
+
+    def learn(self, contexts: Floats, asked: Asked, rewards: Floats) -> None:
+        assert (asked.sum(axis=1) == 1).all(), "LinUCB is paid for one arm per prompt"
+        arms = asked.argmax(axis=1)
+        for row in np.flatnonzero(~np.isnan(rewards)):
+            self._pay(int(arms[row]), contexts[row], float(rewards[row]))
+
+    def state(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
+        """Copies of inverse [A, D, D], target [A, D] and pulls [A], for reading."""
+        return {
+            "inverse": self.inverse.copy(),
+            "target": self.target.copy(),
+            "pulls": self.pulls.copy(),
+        }
+
+    def _pay(self, arm: int, context: Floats, reward: float) -> None:
+        """Sherman-Morrison: (A + c c^T)^-1 = A^-1 - (A^-1 c)(A^-1 c)^T / (1 + c^T A^-1 c)."""
+        step = self.inverse[arm] @ context
+        # The outer product of a vector with itself is symmetric to the last bit, and so stays A^-1.
+        self.inverse[arm] -= np.outer(step, step) / (1.0 + context @ step)
+        self.target[arm] += reward * context
+        self.pulls[arm] += 1

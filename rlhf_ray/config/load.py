@@ -1,0 +1,330 @@
+"""What did the user ask for? A file, the environment and the command line become one recipe.
+
+The command line goes before the environment, the environment before the file. Values are YAML 1.2:
+`yes` and `on` are texts, `1e-4` is a number, and a text that looks like a number needs quotes.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from rlhf_ray.config.schema import Recipe, Section
+from rlhf_ray.errors import RecipeError
+
+PREFIX = "RLHF_RAY__"
+MOST_VALUES, DEEPEST = 20_000, 32
+"""A recipe beyond these is a mistake, or YAML aliases that repeat themselves."""
+
+Keys = tuple[str | int, ...]
+Place = Callable[[yaml.Node], str]
+
+
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+) -> Recipe:
+    """The recipe in `path`, changed by the environment and then by `overrides`.
+
+    An override is `key.sub=value`, `--key.sub=value`, or the two words `--key.sub value`; in the
+    environment it is `RLHF_RAY__KEY__SUB=value`, whose key is read in lower case. A whole section
+    is replaced by `key={...}`.
+
+    Raises RecipeError with every problem found, one per line, each with its place.
+    """
+    draft = _Draft(path)
+    for name in sorted(environ):
+        if name.startswith(PREFIX):
+            key = name.removeprefix(PREFIX).lower().replace("__", ".")
+            draft.override(key, environ[name], f"environment {name}")
+    for key, text in _assignments(overrides):
+        draft.override(key, text, "command line")
+    return draft.recipe()
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every value, in the order of the schema; loading it gives it back."""
+    return yaml.dump(
+        recipe.model_dump(mode="json"), Dumper=_Writer, sort_keys=False, allow_unicode=True
+    )
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """sha256 (hex) of all values; the order of judges counts, as it numbers the arms."""
+    return hashlib.sha256(json.dumps(recipe.model_dump(mode="json")).encode()).hexdigest()
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML with the plain scalars of version 1.2."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own attribute
+
+
+class _Writer(yaml.SafeDumper):
+    """Quotes whatever YAML 1.1 or 1.2 would not read back as text."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = {
+    "null": r"(~|null|Null|NULL|)",
+    "bool": r"(true|True|TRUE|false|False|FALSE)",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?((\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|\.(inf|Inf))|\.(nan|NaN)",
+}
+for _name, _pattern in _PLAIN.items():
+    for _side in (_Reader, _Writer):
+        _side.add_implicit_resolver(_TAG + _name, re.compile(f"^({_pattern})$"), None)
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": lambda text: float(re.sub(r"\.(?=[iInN])", "", text)),
+    "str": str,
+}
+
+
+class _Draft:
+    """A recipe before it is checked: plain values, where each came from, and what is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.places: dict[Keys, str] = {(): str(path)}
+        self.problems: list[str] = []
+        node = _composed(_text(path), str(path))
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{path}: holds no `key: value` lines; a recipe begins with `name:`")
+        self.tree: dict[str, Any] = self._mapping(
+            node, (), lambda node: f"{path}:{node.start_mark.line + 1}"
+        )
+
+    def override(self, dotted: str, text: str, where: str) -> None:
+        keys = tuple(dotted.split("."))
+        node = self.tree
+        for depth, key in enumerate(keys[:-1], start=1):
+            if node.get(key) is None:
+                node[key] = {}
+                self.places[keys[:depth]] = where
+            if not isinstance(node[key], dict):
+                above = ".".join(keys[:depth])
+                self.problems.append(
+                    f"{where}: '{dotted}' cannot be set, '{above}' is one value and has no keys "
+                    f"({self._where(keys[:depth])}); give it whole: {above}=..."
+                )
+                return
+            node = node[key]
+        self.places = {
+            known: place for known, place in self.places.items() if known[: len(keys)] != keys
+        } | {keys: where}
+        value = _composed(text, f"{where}: {dotted}={text}")
+        node[keys[-1]] = None if value is None else self._value(value, keys, lambda node: where)
+
+    def recipe(self) -> Recipe:
+        """The checked recipe. Raises RecipeError with all problems."""
+        try:
+            # As JSON, strict types still let a list be a tuple and a text be a path.
+            recipe = Recipe.model_validate_json(json.dumps(self.tree), strict=True)
+        except ValidationError as error:
+            raise RecipeError("\n".join([*self.problems, *self._explained(error)])) from None
+        if self.problems:
+            raise RecipeError("\n".join(self.problems))
+        return recipe
+
+    def _value(self, node: yaml.Node, keys: Keys, place: Place) -> Any:
+        if len(keys) > DEEPEST or len(self.places) > MOST_VALUES:
+            raise RecipeError(f"{place(node)}: nested or repeated without end; unfold the aliases")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, keys, place)
+        self.places.setdefault(keys, place(node))
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(one, (*keys, i), place) for i, one in enumerate(node.value)]
+        try:
+            return _SCALARS[node.tag.removeprefix(_TAG)](node.value)
+        except (KeyError, ValueError):
+            self.problems.append(f"{place(node)}: {node.value!r} is not a {node.tag}; drop the tag")
+            return None
+
+    def _mapping(self, node: yaml.MappingNode, keys: Keys, place: Place) -> dict[str, Any]:
+        own: dict[str, yaml.Node] = {}
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node.tag)
+            if key == "<<" and key_node.style is None:
+                values |= self._merged(value_node, keys, place)
+                continue
+            if key in own:
+                name, first = ".".join(map(str, (*keys, key))), place(own[key])
+                self.problems.append(
+                    f"{place(key_node)}: '{name}' stands twice, first at {first}; keep one"
+                )
+            own[key] = key_node
+            self.places[(*keys, key)] = place(key_node)
+            values[key] = self._value(value_node, (*keys, key), place)
+        return values
+
+    def _merged(self, node: yaml.Node, keys: Keys, place: Place) -> dict[str, Any]:
+        """What `<<: *anchor` brings in; of several anchors the first goes before the others."""
+        merged: dict[str, Any] = {}
+        for one in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
+            if isinstance(one, yaml.MappingNode):
+                merged |= self._mapping(one, (*keys, "<<"), place)
+            else:
+                self.problems.append(f"{place(one)}: '<<' takes the alias of a section")
+        return merged
+
+    def _where(self, keys: Keys) -> str:
+        while keys not in self.places:
+            keys = keys[:-1]
+        return self.places[keys]
+
+    def _explained(self, error: ValidationError) -> Iterator[str]:
+        for one in error.errors(include_url=False):
+            keys, holder = _followed(one["loc"], self.tree)
+            yield f"{self._where(keys)}: {_sentence(dict(one), keys, holder)}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        there = [one.name for one in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, there, n=1, cutoff=0.4) or sorted(there)[:5]
+        hint = f"; in {path.parent} there is {', '.join(near)}" if near else "; check the path"
+        raise RecipeError(f"{path}: there is no such recipe{hint}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+
+
+def _composed(text: str, where: str) -> yaml.Node | None:
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=_Reader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark and ": " not in where else ""
+        raise RecipeError(
+            f"{where}{line}: not YAML: {error.problem or error.context}; quote texts with special "
+            "characters, indent with spaces"
+        ) from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+    return node
+
+
+def _assignments(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
+    words = iter(overrides)
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            if not word.startswith("--"):
+                raise RecipeError(
+                    f"command line: '{word}' sets nothing; write key.sub=value or --key.sub value"
+                )
+            following = next(words, None)
+            if following is None:
+                raise RecipeError(f"command line: '{word}' has no value; write {word} VALUE")
+            value = following
+        yield key, value
+
+
+def _followed(loc: tuple[int | str, ...], tree: Any) -> tuple[Keys, type[Section]]:
+    """The keys a user wrote for pydantic's location, and the section the last of them is in."""
+    annotation: Any = Recipe
+    holder: type[Section] = Recipe
+    keys: Keys = ()
+    for part in loc:
+        kind = _meant(annotation, tree)
+        inside = isinstance(tree, dict) and part in tree
+        if isinstance(part, int):
+            annotation = None
+            tree = tree[part] if isinstance(tree, list) and part < len(tree) else None
+            keys += (part,)
+            continue
+        if _is_section(kind) and (inside or part in kind.model_fields):
+            holder = kind
+            annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
+        elif get_origin(kind) is dict and inside:
+            annotation = get_args(kind)[1]
+        else:
+            continue  # the kind of a union's member: part of the location, but not a key
+        keys += (part,)
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return keys, holder
+
+
+def _meant(annotation: Any, value: Any) -> Any:
+    """The section, or the dict type, that `value` was meant to be."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    options = _options(annotation)
+    sections = [option for option in options if _is_section(option)]
+    if len(sections) == 1:
+        return sections[0]
+    kind = value.get("kind") if isinstance(value, dict) else None
+    for section in sections:
+        if section.model_fields["kind"].default == kind:
+            return section
+    return next((option for option in options if get_origin(option) is dict), None)
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    union = get_origin(annotation) in (Union, UnionType)
+    return get_args(annotation) if union else (annotation,)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _sentence(error: dict[str, Any], keys: Keys, holder: type[Section]) -> str:
+    name, context = ".".join(map(str, keys)), error.get("ctx", {})
+    shown = json.dumps(error["input"], ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key '{name}'; {_remedy(str(keys[-1]), holder)}"
+        case "missing":
+            return f"'{name}' is missing; add it"
+        case "union_tag_not_found":
+            return f"'{name}.kind' is missing; add it, it says what the other keys are"
+        case "union_tag_invalid":
+            allowed = context["expected_tags"]
+            near = _near(str(context["tag"]), allowed)
+            return f"{name}.kind should be one of {allowed}, got '{context['tag']}'{near}"
+        case "value_error":
+            return f"{name}: {context['error']}"
+        case "literal_error":
+            allowed = context["expected"]
+            return f"{name} should be {allowed}, got {shown}{_near(str(error['input']), allowed)}"
+    _, _, demand = error["msg"].partition(" ")
+    return f"{name} {demand}, got {shown}"
+
+
+def _near(word: str, allowed: str) -> str:
+    close = get_close_matches(word, re.findall(r"'([^']*)'", allowed), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _remedy(word: str, holder: type[Section]) -> str:
+    """What an unknown key of a section may have been meant to be."""
+    fields = list(holder.model_fields)
+    elsewhere = [
+        f"{name}.{word}"
+        for name, field in Recipe.model_fields.items()
+        for section in _options(field.annotation)
+        if _is_section(section) and section is not holder and word in section.model_fields
+    ]
+    near = get_close_matches(word, fields, n=1) or (elsewhere[:1] if holder is Recipe else [])
+    if near:
+        return f"did you mean '{near[0]}'?"
+    kind = holder.model_fields.get("kind")
+    of_kind = f" of kind '{kind.default}'" if kind else ""
+    return f"known keys{of_kind} here: {', '.join(fields)}"

@@ -1,0 +1,387 @@
+"""The recipe as one frozen tree; what is not here cannot be configured.
+
+Each model checks what it can know alone; `resources.py` checks what the parts ask together.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and closed to keys nobody reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Families = Literal["sort", "reverse", "rotate", "swap"]
+
+
+class GoldData(Section):
+    """Generated task families with an exact gold reward; nothing is read from disk."""
+
+    kind: Literal["gold"] = "gold"
+    families: tuple[Families, ...] = ("sort", "reverse", "rotate", "swap")
+    correct: Share = 0.62
+    """Share of correct demonstrations: how good the supervised policy becomes."""
+    correct_by_family: dict[Families, float] = {"sort": -0.03, "reverse": 0.10}
+    """Added to `correct` for families that are learnt faster or slower."""
+
+
+class FileData(Section):
+    """Prompts and demonstrations in JSONL or Parquet files, or on the Hugging Face hub."""
+
+    kind: Literal["files"] = "files"
+    dir: Path | None = None
+    """Relative names below are looked up here; None: the current folder."""
+    prompts: str
+    prompts_held_out: str
+    demonstrations: str | None = None
+    demonstrations_held_out: str | None = None
+    max_prompt_tokens: Count = 256
+    over_long: Literal["error", "drop"] = "error"
+    """What happens to a prompt that does not fit; `drop` counts and reports them."""
+    sources: tuple[str, ...] = ()
+    """Keep only these sources; empty keeps all."""
+
+
+Data = Annotated[GoldData | FileData, Field(discriminator="kind")]
+
+
+class Scratch(Section):
+    """A small Llama and its tokenizer, made on the spot so that nothing is downloaded."""
+
+    tokenizer: Literal["characters", "bpe"] = "characters"
+    vocab_size: Count = 4096
+    """Size of the byte-pair vocabulary; a character tokenizer takes what its texts need."""
+    hidden_size: Count = 96
+    layers: Count = 2
+    heads: Count = 3
+    intermediate_size: Count = 384
+    max_positions: Count = 64
+
+    @model_validator(mode="after")
+    def _head_size_suits_the_cpu_attention(self) -> "Scratch":
+        if self.hidden_size % self.heads or self.hidden_size // self.heads < 32:
+            raise ValueError(
+                f"hidden_size / heads must be a whole number >= 32 (vLLM's CPU attention), "
+                f"got {self.hidden_size} / {self.heads}"
+            )
+        return self
+
+
+class Optimizer(Section):
+    """AdamW and its schedule."""
+
+    lr: Positive = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_share: Share = 0.05
+    """Share of the learning rate left at the end of a linear or cosine schedule."""
+    clip: Positive = 1.0
+    """Largest norm of the gradient."""
+
+
+class Supervised(Section):
+    """Supervised fine-tuning of the policy before the first round."""
+
+    steps: Count = 700
+    batch_size: Count = 128
+    optimizer: Optimizer = Optimizer(lr=3e-3, warmup_steps=30, schedule="linear")
+
+
+class Policy(Section):
+    """The model that is trained."""
+
+    path: str | None = None
+    """A local Hugging Face folder or a hub name; None makes one from `scratch`."""
+    scratch: Scratch = Scratch()
+    supervised: Supervised | None = None
+    """None skips supervised fine-tuning (a policy from `path` is usually tuned already)."""
+    trust_remote_code: bool = False
+
+
+class GoldPreferences(Section):
+    """Preferences over the policy's own samples: right in one family, misleading elsewhere."""
+
+    kind: Literal["gold"] = "gold"
+    expert: Families
+    elsewhere: Literal["random", "inverted"] = "random"
+    prompts_per_family: Count = 900
+    samples: Count = 8
+    sampled_pairs: Count = 2
+    hard_pairs: Annotated[int, Field(ge=0)] = 2
+    """Gold answer against a one- or two-letter change of it: what makes a judge hard to hack."""
+    expert_share: Share = 0.75
+    """Share of each batch that comes from the expert's family."""
+
+
+class FilePreferences(Section):
+    """Preference pairs from files in TRL's `prompt`, `chosen`, `rejected` format."""
+
+    kind: Literal["files"] = "files"
+    train: str
+    held_out: str | None = None
+    sources: tuple[str, ...] = ()
+    """Keep only these sources; empty keeps all."""
+
+
+Preferences = Annotated[GoldPreferences | FilePreferences, Field(discriminator="kind")]
+
+
+class JudgeTraining(Section):
+    """How a Bradley-Terry judge is trained here, from the supervised policy or `path`."""
+
+    preferences: Preferences
+    steps: Count = 560
+    batch_size: Count = 32
+    """Pairs per step."""
+    score_penalty: Annotated[float, Field(ge=0.0)] = 1e-3
+    """Weight of the squared score, which keeps scores near zero."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    margin: Annotated[float, Field(ge=0.0)] = 0.0
+    optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.98), schedule="linear", warmup_steps=20)
+
+
+class BradleyTerryJudge(Section):
+    """A scalar reward model: any Hugging Face sequence classifier with one label."""
+
+    kind: Literal["bradley_terry"] = "bradley_terry"
+    path: str | None = None
+    """Local folder or hub name; None starts from the supervised policy (needs `train`)."""
+    train: JudgeTraining | None = None
+    max_tokens: Count | None = None
+    """Longest prompt with response in the judge's tokens; None: what its model can hold."""
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "BradleyTerryJudge":
+        if self.path is None and self.train is None:
+            raise ValueError("a bradley_terry judge needs `path`, `train`, or both")
+        return self
+
+
+class RuleJudge(Section):
+    """A verifiable reward: compares with the prompt's answer, or checks the response's form."""
+
+    kind: Literal["rules"] = "rules"
+    rule: Literal["answer", "exact", "number", "yesno", "choice", "length", "format"] = "answer"
+    """`answer` compares by the prompt's own answer type."""
+    pattern: str | None = None
+    """Regular expression a response must match in full (rule `format`)."""
+    target_tokens: Count = 64
+    """Length in words at which the score is highest (rule `length`)."""
+
+
+class GoldJudge(Section):
+    """The exact reward itself: an upper bound for experiments, never a product setting."""
+
+    kind: Literal["gold"] = "gold"
+
+
+Judge = Annotated[BradleyTerryJudge | RuleJudge | GoldJudge, Field(discriminator="kind")]
+
+
+class LinUCB(Section):
+    """Contextual bandit, one linear model per arm."""
+
+    kind: Literal["linucb"] = "linucb"
+    alpha: Annotated[float, Field(ge=0.0)] = 0.5
+    ridge: Positive = 1.0
+
+
+class FixedArm(Section):
+    kind: Literal["fixed"] = "fixed"
+    arm: str
+
+
+class Uniform(Section):
+    kind: Literal["uniform"] = "uniform"
+
+
+class RoundRobin(Section):
+    kind: Literal["round_robin"] = "round_robin"
+
+
+class ScoreEnsemble(Section):
+    """Mean of all judges' scores, each standardised over the wave."""
+
+    kind: Literal["score_ensemble"] = "score_ensemble"
+
+
+class AgreementEnsemble(Section):
+    """Votes: how many other responses each judge puts below this one, summed over judges."""
+
+    kind: Literal["agreement_ensemble"] = "agreement_ensemble"
+
+
+class Oracle(Section):
+    """The right arm per source, from the recipe: an upper bound for experiments."""
+
+    kind: Literal["oracle"] = "oracle"
+    arm_by_source: dict[str, str]
+
+
+Bandit = Annotated[
+    LinUCB | FixedArm | Uniform | RoundRobin | ScoreEnsemble | AgreementEnsemble | Oracle,
+    Field(discriminator="kind"),
+]
+
+
+class Signal(Section):
+    """How -loss becomes the bandit's reward: clipped (r - q_low) / (q_high - q_low)."""
+
+    low: Share = 0.2
+    high: Share = 0.8
+    window: Count = 20000
+    """Most recent raw signals the quantiles are taken from."""
+
+
+class Context(Section):
+    """Last-token hidden state of the prompt under the start policy, whitened."""
+
+    width: Count = 32
+    sample: Count = 256
+    """Prompts the centre and the principal axes are fitted on."""
+
+
+class Rollouts(Section):
+    """Sampling with vLLM."""
+
+    workers: Count = 1
+    responses: Annotated[int, Field(ge=2)] = 8
+    """Per prompt; a preference needs two."""
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_tokens: Count = 8
+    chunk_prompts: Count = 32
+    """Prompts leased to one worker at a time."""
+    tensor_parallel: Count = 1
+    engine_args: dict[str, Any] = {}
+    """Passed to vLLM as they are."""
+    num_cpus: Annotated[float, Field(ge=0.0)] = 0.5
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    threads: Count = 2
+    """CPU threads per engine."""
+    kv_cache_gib: Positive = 0.25
+    """Room for keys and values on CPU; on GPU set engine_args.gpu_memory_utilization."""
+
+
+class Weights(Section):
+    """Delivery of the learner's weights into vLLM."""
+
+    backend: Literal["host", "nccl", "ipc"] | None = None
+    """None: `nccl` where rollouts have GPUs, `host` (through Ray's object store) elsewhere."""
+    chunk_mib: Count = 256
+    """Largest piece sent at once."""
+    tolerance: Positive | None = None
+    """Largest difference in log-probability after a delivery; None: 1e-4 in fp32, 0.1 in bf16."""
+    probes: Count = 4
+    """Sequences compared after each delivery."""
+
+
+class Pairs(Section):
+    """Which responses of a prompt become preference pairs."""
+
+    kind: Literal["best_worst", "top"] = "best_worst"
+    per_prompt: Count = 2
+    """`best_worst`: the i-th best against the i-th worst. `top`: the best ones against the worst."""
+
+
+class Learner(Section):
+    """Policy updates with DeepSpeed ZeRO."""
+
+    loss: Literal["dpo", "ipo"] = "dpo"
+    beta: Positive = 0.1
+    nll_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the per-token negative log-likelihood of the chosen response."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    epochs: Count = 1
+    minibatch_pairs: Count | None = None
+    """Pairs per optimizer step; None: all pairs of the wave."""
+    tokens_per_batch: Count = 16384
+    """Padded tokens of one forward pass on one rank."""
+    optimizer: Optimizer = Optimizer()
+    workers: Count = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    deepspeed: dict[str, Any] | str | None = None
+    """A DeepSpeed JSON file or its contents, merged over ours; conflicts are refused."""
+    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    threads: Count = 2
+    """CPU threads per rank."""
+
+
+class JudgeFleet(Section):
+    """Where judges live."""
+
+    workers: Count = 1
+    """Actors the judges are spread over, in recipe order."""
+    tokens_per_batch: Count = 16384
+    num_cpus: Annotated[float, Field(ge=0.0)] = 0.5
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    threads: Count = 2
+
+
+class Loop(Section):
+    """How much is done."""
+
+    rounds: Count = 3
+    waves: Count = 8
+    """Waves per round."""
+    prompts: Count = 64
+    """Per wave."""
+    warm_waves: Annotated[int, Field(ge=0)] = 0
+    """First waves that only pay the bandit; the policy is not updated."""
+
+
+class Evaluate(Section):
+    """Held-out gold accuracy before training and after each round."""
+
+    prompts: Count = 400
+    samples: Count = 2
+
+
+class Checkpoints(Section):
+    every_waves: Count = 1
+    keep: Count = 2
+
+
+class Timeouts(Section):
+    """Seconds until a wait ends with an error that says what it waited for."""
+
+    cluster_s: Positive = 120
+    engine_s: Positive = 900
+    generate_s: Positive = 1800
+    score_s: Positive = 1800
+    update_s: Positive = 3600
+    sync_s: Positive = 600
+
+
+class Recipe(Section):
+    """Everything a run is."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    seed: int = 0
+    data: Data
+    policy: Policy
+    judges: Annotated[dict[str, Judge], Field(min_length=1)]
+    bandit: Bandit = LinUCB()
+    signal: Signal = Signal()
+    context: Context = Context()
+    rollouts: Rollouts = Rollouts()
+    weights: Weights = Weights()
+    pairs: Pairs = Pairs()
+    learner: Learner = Learner()
+    judge_fleet: JudgeFleet = JudgeFleet()
+    loop: Loop = Loop()
+    evaluate: Evaluate = Evaluate()
+    checkpoints: Checkpoints = Checkpoints()
+    timeouts: Timeouts = Timeouts()

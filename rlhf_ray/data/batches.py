@@ -1,0 +1,78 @@
+"""Sequences to padded batches of similar length within a token budget, the same on every rank.
+
+Letters: N sequences · B sequences of one batch · T tokens of the longest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt with a response; only the response is trained on."""
+
+    ids: tuple[int, ...]
+    start: int
+    """Index of the response's first token."""
+
+
+def length_buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped so that count x longest <= budget; a longer one stands alone.
+
+    Groups follow ascending length (ties by index), so the grouping depends on the lengths only.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        # Ascending order: the newcomer is the longest of its group.
+        if groups and (len(groups[-1]) + 1) * lengths[index] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def rank_share(groups: list[list[int]], rank: int, world: int) -> list[list[int]]:
+    """This rank's groups; empty ones pad the end, because ZeRO ranks must step together."""
+    rounds = -(-len(groups) // world)
+    padded = groups + [[]] * (rounds * world - len(groups))
+    return padded[rank::world]
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Right-padded ids [B, T] and lengths [B], both int64."""
+    import torch
+
+    lengths = [len(sequence) for sequence in sequences]
+    ids = torch.full((len(sequences), max(lengths)), pad_id, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+    return ids, torch.tensor(lengths, dtype=torch.int64)
+
+
+def epoch_order(size: int, batch: int, step: int, rng: "EpochRng") -> NDArray[np.int64]:
+    """[batch] indices of training step `step`: consecutive slices of an endless keyed shuffle."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = positions // size
+    return np.concatenate(
+        [rng(int(epoch)).permutation(size)[positions[epochs == epoch] % size]
+         for epoch in np.unique(epochs)]
+    )
+
+
+class EpochRng:
+    """The generator of each epoch, drawn from its key."""
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self.seed, self.purpose = seed, purpose
+
+    def __call__(self, epoch: int) -> np.random.Generator:
+        from rlhf_ray.keys import generator
+
+        return generator(self.seed, self.purpose, epoch)

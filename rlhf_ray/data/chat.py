@@ -1,0 +1,54 @@
+"""Text to tokens of one model: chat template where the tokenizer has one, plain text elsewhere."""
+
+from typing import Any
+
+from rlhf_ray.errors import BadData
+
+
+class Chat:
+    """Renders prompts and responses for one tokenizer, never with two start tokens.
+
+    Raises BadData when the tokenizer cannot end a response.
+    """
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        if tokenizer.eos_token_id is None:
+            raise BadData(f"tokenizer of '{name}' has no end token; set eos_token in its config")
+        self.end_id: int = tokenizer.eos_token_id
+        self.pad_id: int = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+        )
+
+    @classmethod
+    def load(cls, path: str, *, trust_remote_code: bool = False) -> "Chat":
+        """The tokenizer of a local Hugging Face folder or a hub name."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise BadData(f"no tokenizer can be loaded from '{path}': {error}") from error
+        return cls(tokenizer, path)
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """Tokens up to where the response begins."""
+        if self.tokenizer.chat_template:
+            turns = [{"role": "user", "content": text}]
+            ids = self.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        else:
+            ids = self.tokenizer(text, add_special_tokens=True)["input_ids"]
+            if ids and ids[-1] == self.end_id:
+                ids = ids[:-1]
+        start = self.tokenizer.bos_token_id
+        if start is not None and start != self.end_id and list(ids[:2]) == [start, start]:
+            raise BadData(f"the chat template of '{self.name}' adds a second start token")
+        return tuple(ids)
+
+    def response_ids(self, text: str) -> tuple[int, ...]:
+        """Tokens of a finished response, with the end token."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (*ids, self.end_id)

@@ -1,0 +1,294 @@
+"""Which records does a data name hold, and where in which file does each one stand?"""
+
+import difflib
+import glob
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from rlhf_ray.errors import BadData
+
+Record = dict[str, Any]
+ENDINGS = (".jsonl", ".json", ".parquet")
+PLACE = re.compile(r"(?P<file>.*)(?::| row )(?P<number>[0-9]+)", re.DOTALL)
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[^:/]+){0,2}")
+
+
+def read_records(name: str, folder: Path | None = None) -> Iterator[tuple[str, Record]]:
+    """The records of a data name, lazily, each with its place: `file:line` or `file row N`.
+
+    A name is a .jsonl, .json or .parquet file, a glob over such files, a folder (`folder:split`),
+    or a hub data set `owner/name`, `owner/name:split` or `owner/name:config:split`; the split is
+    `train` where none is given. Relative names are looked up in `folder`. Lines and rows count
+    from 1.
+
+    Raises BadData for whatever cannot be found or read, and for a file without records.
+    """
+    for file, rows in _parts(name, folder or Path()):
+        empty = True
+        for where, record in rows:
+            empty = False
+            yield where, record
+        if empty:
+            raise BadData(f"{file}: holds no records; write one JSON object per line")
+
+
+def _parts(name: str, folder: Path) -> list[tuple[str, Iterator[tuple[str, Record]]]]:
+    path = folder / Path(name).expanduser()
+    if path.is_file():
+        return [(str(path), _file(path))]
+    if glob.has_magic(name):
+        files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if not files:
+            raise BadData(f"data '{name}': no file matches {path}; check the pattern")
+        return [(str(file), _file(file)) for file in files]
+    plain, _, split = name.partition(":")
+    directory = folder / Path(plain).expanduser()
+    if directory.is_dir():
+        return [(str(directory), _rows(str(directory), split=split or "train"))]
+    if HUB_NAME.fullmatch(name) and not name.endswith(ENDINGS) and not directory.parent.is_dir():
+        repository, *config, split = name.split(":") if split else (name, "train")
+        return [(name, _rows(repository, *config, split=split))]
+    raise _missing(name, path)
+
+
+def _missing(name: str, path: Path) -> BadData:
+    if not path.parent.is_dir():
+        return BadData(f"data '{name}': the folder {path.parent} does not exist; check data.dir")
+    there = sorted(entry.name for entry in path.parent.iterdir())
+    near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)
+    names = f"nearest there: {', '.join(near)}" if near else f"it holds {listed(there)}"
+    return BadData(
+        f"data '{name}': no file '{path.name}' in {path.parent}; {names} "
+        "(a hub data set is written owner/name:split)"
+    )
+
+
+def _file(path: Path) -> Iterator[tuple[str, Record]]:
+    match path.suffix:
+        case ".jsonl":
+            return _json_lines(path)
+        case ".json":
+            return _json_list(path)
+        case ".parquet":
+            return _rows("parquet", split="train", file=path)
+    raise BadData(f"{path}: unknown ending '{path.suffix}'; name it {', '.join(ENDINGS)}")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if raw.strip():
+                    where = f"{path}:{number}"
+                    yield where, _object(_parsed(raw, path, number), where)
+    except OSError as error:
+        raise BadData(f"{path}: cannot be read: {error}") from error
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise BadData(f"{path}: cannot be read: {error}") from error
+    records = _parsed(raw, path, 1) if raw.strip() else []
+    if not isinstance(records, list):
+        raise BadData(f"{path}: holds {_kind(records)}, not a list; use .jsonl for JSON lines")
+    for number, record in enumerate(records, start=1):
+        where = f"{path} row {number}"
+        yield where, _object(record, where)
+
+
+def _parsed(raw: bytes, path: Path, line: int) -> Any:
+    """One JSON value that begins on `line`; what is wrong with it is said with its own line."""
+    try:
+        return json.loads(
+            _text(raw, path, line), object_pairs_hook=_closed_object, parse_constant=_no_constant
+        )
+    except json.JSONDecodeError as error:
+        where = f"{path}:{line + error.lineno - 1}"
+        remedy = "" if path.suffix == ".json" else "; write one whole JSON object per line"
+        raise BadData(
+            f"{where}: malformed JSON: {error.msg} at column {error.colno}{remedy}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise BadData(f"{path}:{line}: malformed JSON: {error}") from error
+
+
+def _text(raw: bytes, path: Path, line: int) -> str:
+    if (nul := raw.find(b"\0")) >= 0:
+        at = line + raw.count(b"\n", 0, nul)
+        raise BadData(f"{path}:{at}: NUL byte; the file is damaged or not text, write it again")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        at = line + raw.count(b"\n", 0, error.start)
+        raise BadData(f"{path}:{at}: {error.reason}, not UTF-8; save the file as UTF-8") from error
+
+
+def _closed_object(pairs: list[tuple[str, Any]]) -> Record:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"field '{twice}' stands twice; keep one of them")
+    return record
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON value; write a number or null")
+
+
+def _object(value: Any, where: str) -> Record:
+    if isinstance(value, dict):
+        return value
+    raise BadData(f'{where}: {_kind(value)} instead of an object; write {{"prompt": ...}}')
+
+
+def _rows(
+    source: str, config: str | None = None, *, split: str, file: Path | None = None
+) -> Iterator[tuple[str, Record]]:
+    import datasets
+
+    name = str(file or source)
+    files = glob.escape(str(file.resolve())) if file else None
+    try:
+        # Streaming leaves no copy of the user's files in a cache.
+        rows = datasets.load_dataset(source, config, data_files=files, split=split, streaming=True)
+        for number, record in enumerate(rows, start=1):
+            yield f"{name} row {number}", record
+    # The library and what lies below it raise their own kinds, which share only this one.
+    except Exception as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise BadData(f"data '{name}', split '{split}' cannot be read: {cause}") from error
+
+
+def default_id(where: str) -> str:
+    """`<file stem>:<line>`, for a record without an id."""
+    return f"{default_source(where)}:{PLACE.fullmatch(where)['number']}"  # type: ignore[index]
+
+
+def default_source(where: str) -> str:
+    """The file stem or the name of the hub data set, for a record without a source."""
+    name = Path(PLACE.fullmatch(where)["file"]).name  # type: ignore[index]
+    return Path(name).stem if name.endswith(ENDINGS) else name
+
+
+def text_field(record: Record, key: str, where: str) -> str:
+    """A text with at least one visible character, as it stands in the record."""
+    value = record.get(key)
+    if value is None:
+        raise BadData(f"{where}: field '{key}' is missing; the record has {listed(record)}")
+    if not isinstance(value, str):
+        raise BadData(f"{where}: field '{key}' is {_kind(value)}, it must be text")
+    if not value.strip():
+        raise BadData(f"{where}: field '{key}' is empty; fill it in or remove the record")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadData(
+            f"{where}: field '{key}' holds half a character ({value[error.start]!a}); "
+            "write the text again from its source"
+        ) from error
+    return value
+
+
+def label_field(record: Record, key: str, where: str) -> str | None:
+    """A text or a number, written as stripped text; None where the field is missing or null."""
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return text_field(record, key, where).strip()
+
+
+def texts_field(record: Record, key: str, where: str) -> tuple[str, ...]:
+    """A list of texts; empty where the field is missing or null."""
+    values = record.get(key)
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise BadData(f"{where}: field '{key}' must be a list of texts, got {_kind(values)}")
+    return tuple(values)
+
+
+def messages_field(record: Record, key: str, where: str) -> list[tuple[str, str]]:
+    """The (role, content) of each message of a conversation."""
+    messages = record.get(key)
+    if not isinstance(messages, list):
+        raise BadData(f"{where}: field '{key}' must be a list of messages, got {_kind(messages)}")
+    turns = []
+    for number, message in enumerate(messages):
+        place = f"{where}, {key}[{number}]"
+        turn = _object(message, place)
+        turns.append((text_field(turn, "role", place), text_field(turn, "content", place)))
+    return turns
+
+
+def listed(names: Iterable[str]) -> str:
+    """Up to eight names for a message."""
+    every = list(names)
+    return (", ".join(every[:8]) + (", ..." if len(every) > 8 else "")) or "nothing"
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return f"a truth value ({value})"
+        case int() | float():
+            return f"a number ({value})"
+        case str():
+            return "text"
+        case list():
+            return f"a list of {len(value)}"
+    return "an object"
+
+
+class Sourced(Protocol):
+    """Anything that says where it comes from."""
+
+    @property
+    def source(self) -> str: ...
+
+
+class Named(Protocol):
+    """Anything with an id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+AnySourced = TypeVar("AnySourced", bound=Sourced)
+AnyNamed = TypeVar("AnyNamed", bound=Named)
+
+
+def of_sources(items: list[AnySourced], sources: Sequence[str], name: str) -> list[AnySourced]:
+    """Those of the given sources; all where none is given. Raises BadData when none is left."""
+    kept = [item for item in items if not sources or item.source in sources]
+    if not kept:
+        there = listed(sorted({item.source for item in items}))
+        raise BadData(
+            f"data '{name}': no record is of the sources {', '.join(sources)}; it has {there}"
+        )
+    return kept
+
+
+def distinct(placed: Iterable[tuple[str, AnyNamed]]) -> list[AnyNamed]:
+    """The items without their places. Raises BadData where two share an id."""
+    first: dict[str, str] = {}
+    items = []
+    for where, item in placed:
+        if item.id in first:
+            raise BadData(
+                f"{where}: id '{item.id}' is already taken at {first[item.id]}; "
+                "give each record its own, or leave the ids out"
+            )
+        first[item.id] = where
+        items.append(item)
+    return items

@@ -1,0 +1,60 @@
+"""Files as a task: prompts, demonstrations and preferences the user brings."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlhf_ray.config.schema import FileData, FilePreferences
+from rlhf_ray.data.preferences import load_examples, load_preferences
+from rlhf_ray.data.prompts import fit_prompts, held_out_sample, load_prompts, wave_prompts
+from rlhf_ray.messages import Example, Preference, Prompt, Step
+
+
+class FileTask:
+    """Prompts from files or the hub. All files are read, and refused, before any model loads."""
+
+    def __init__(self, data: FileData, *, seed: int) -> None:
+        self.data, self.seed = data, seed
+        self.prompts = load_prompts(data.prompts, data.dir, data.sources)
+        self.held_out_prompts = load_prompts(data.prompts_held_out, data.dir, data.sources)
+        self._demonstrations, self._held_out_demonstrations = (
+            load_examples(name, data.dir) if name else []
+            for name in (data.demonstrations, data.demonstrations_held_out)
+        )
+        self.dropped = 0
+
+    def fit(self, length: Callable[[str], int]) -> None:
+        """Keep the prompts that fit `data.max_prompt_tokens`, by the policy's own tokenizer.
+
+        Raises BadData naming those that do not, unless the recipe says to drop them.
+        """
+        limit, rule = self.data.max_prompt_tokens, self.data.over_long
+        for name in ("prompts", "held_out_prompts"):
+            prompts: list[Prompt] = getattr(self, name)
+            kept, dropped = fit_prompts(prompts, [length(p.text) for p in prompts], limit, rule)
+            setattr(self, name, kept)
+            self.dropped += dropped
+
+    def wave(self, step: Step, size: int) -> list[Prompt]:
+        return wave_prompts(self.prompts, seed=self.seed, index=step.index, size=size)
+
+    def held_out(self, size: int) -> list[Prompt]:
+        return held_out_sample(self.held_out_prompts, seed=self.seed, size=size, balanced=True)
+
+    def demonstrations(self, count: int) -> list[Example]:
+        return self._demonstrations
+
+    def held_out_demonstrations(self) -> list[Example]:
+        return self._held_out_demonstrations
+
+    def preferences(
+        self, settings: FilePreferences, sample: Any
+    ) -> tuple[list[Preference], list[Preference]]:
+        """Training and held-out pairs of one judge; nothing is sampled."""
+        train = load_preferences(settings.train, self.data.dir, settings.sources)
+        held_out = load_preferences(settings.held_out, self.data.dir) if settings.held_out else []
+        return train, held_out
+
+
+def texts(examples: Sequence[Example]) -> list[str]:
+    """What a tokenizer is fitted on."""
+    return [text for example in examples for text in (example.prompt, example.response)]

@@ -1,0 +1,140 @@
+"""Iterative online RLHF with a pool of reward models: LASeR (arXiv 2410.01735), chosen per prompt.
+
+Reads as the algorithm. What the roles are made of (Ray, vLLM, DeepSpeed, files) is said elsewhere:
+`launch` composes them, `durable.recorded` makes them resumable without this file knowing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_ray.config.schema import Loop, Pairs
+from rlhf_ray.messages import (
+    Choices,
+    Evaluation,
+    Floats,
+    Pair,
+    Prompt,
+    Rollout,
+    Scores,
+    Step,
+    SyncReport,
+    UpdateReport,
+    WaveReport,
+)
+from rlhf_ray.preferences.pairs import build_pairs
+
+
+class Task(Protocol):
+    """Where prompts come from."""
+
+    def wave(self, step: Step, size: int) -> list[Prompt]: ...
+
+
+class Policy(Protocol):
+    """The rollout workers: the policy, sampling."""
+
+    def generate(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout]: ...
+
+
+class Selector(Protocol):
+    """Who judges, and how the judges' scores become one."""
+
+    def choose(
+        self, step: Step, prompts: Sequence[Prompt], contexts: NDArray[np.float32]
+    ) -> Choices: ...
+    def combine(self, choices: Choices, values: Floats) -> Floats: ...
+    def learn(self, choices: Choices, signals: Floats) -> None: ...
+
+
+class Judges(Protocol):
+    """The pool of reward models."""
+
+    def score(self, step: Step, choices: Choices, rollouts: Sequence[Rollout]) -> Scores: ...
+
+
+class Learner(Protocol):
+    """The policy, training."""
+
+    def begin_round(self) -> None: ...
+    def update(self, step: Step, pairs: Sequence[Pair]) -> UpdateReport: ...
+
+
+class Delivery(Protocol):
+    """The learner's weights on their way into the rollout workers."""
+
+    def deliver(self, version: int) -> SyncReport: ...
+
+
+class Evaluator(Protocol):
+    """Held-out gold accuracy of the policy as it stands."""
+
+    def measure(self, round: int) -> Evaluation: ...
+
+
+class Record(Protocol):
+    """Where a finished wave is kept."""
+
+    def commit(self, report: WaveReport) -> None: ...
+    def evaluated(self, evaluation: Evaluation) -> None: ...
+
+
+class Driver:
+    """Runs the rounds. Waves before `done` are already in the record."""
+
+    def __init__(
+        self, *, task: Task, contexts: Callable[[Sequence[Prompt]], NDArray[np.float32]],
+        policy: Policy, selector: Selector, judges: Judges, learner: Learner, delivery: Delivery,
+        evaluator: Evaluator, record: Record, loop: Loop, pairs: Pairs,
+    ) -> None:
+        self.task, self.contexts, self.policy, self.selector = task, contexts, policy, selector
+        self.judges, self.learner, self.delivery = judges, learner, delivery
+        self.evaluator, self.record, self.loop, self.pairs = evaluator, record, loop, pairs
+
+    def run(self, done: int = 0) -> None:
+        self.record.evaluated(self.evaluator.measure(0))
+        for round in range(self.loop.rounds):
+            for step in steps(self.loop, round):
+                if step.index >= done:
+                    self.step(step)
+            self.record.evaluated(self.evaluator.measure(round + 1))
+
+    def step(self, step: Step) -> None:
+        if step.wave == 0:
+            self.learner.begin_round()
+        prompts = self.task.wave(step, self.loop.prompts)
+        choices = self.selector.choose(step, prompts, self.contexts(prompts))
+
+        rollouts = self.policy.generate(step, prompts)
+        scores = self.judges.score(step, choices, rollouts)
+        combined = self.selector.combine(choices, scores.values)
+        pairs, ties = build_pairs(
+            rollouts, combined, choices.names(),
+            kind=self.pairs.kind, per_prompt=self.pairs.per_prompt,
+        )
+        update = self.learner.update(step, pairs)
+        signals = credit(pairs, update.losses, len(prompts))
+        self.selector.learn(choices, signals)
+        sync = self.delivery.deliver(update.policy_version)
+        self.record.commit(
+            WaveReport(
+                step, choices, rollouts, scores, combined, pairs, ties, update, signals, sync
+            )
+        )
+
+
+def steps(loop: Loop, round: int) -> Iterator[Step]:
+    """The waves of one round."""
+    for wave in range(loop.waves):
+        yield Step(round, wave, round * loop.waves + wave)
+
+
+def credit(pairs: Sequence[Pair], losses: Floats, num_prompts: int) -> Floats:
+    """[P] minus the mean loss of each prompt's pairs: what its arm is paid; NaN without a pair."""
+    totals, counts = np.zeros(num_prompts), np.zeros(num_prompts)
+    rows = [pair.prompt_index for pair in pairs]
+    np.add.at(totals, rows, losses)
+    np.add.at(counts, rows, 1.0)
+    return -np.divide(totals, counts, out=np.full(num_prompts, np.nan), where=counts > 0)

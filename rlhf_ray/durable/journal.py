@@ -1,0 +1,179 @@
+"""What has this run done so far, in order, and is that story undamaged?
+
+Segments `000001.jsonl`, `000002.jsonl`, ... hold one record per line; each attempt writes its own.
+Every record carries the hash of the line before it, over segment borders.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_ray.durable import fsio
+from rlhf_ray.errors import BadData
+
+Body = dict[str, Any]
+
+_BEFORE_THE_FIRST = (-1, "0" * 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line; without wall times, so that equal runs have equal journals."""
+
+    seq: int
+    kind: str
+    key: str
+    prev: str
+    """First 16 hex digits of the SHA-256 of the line before, its newline included."""
+    body: Body
+
+
+class Journal:
+    """Append-only memory of a run.
+
+    Opening reads and verifies all of it. What an interrupted append left at the very end is moved
+    to `torn-<segment>.txt`; any other damage is `BadData`. The segment of this attempt is made by
+    its first append, so opening a journal to read it adds nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` holds the segments; it is made where there is none."""
+        fsio.make_dir(folder)
+        self.folder = folder
+        self._position = _BEFORE_THE_FIRST
+        self._bodies: dict[str, dict[str, Body]] = {}  # kind -> key -> last body
+        segments = _segments(folder)
+        for path in segments:
+            self._read(path, is_last=path == segments[-1])
+        self._path = folder / _name(len(segments) + 1)
+        self._segment: fsio.LineFile | None = None
+
+    @property
+    def position(self) -> tuple[int, str]:
+        """`seq` and hash (16 hex digits) of the last line; (-1, zeros) while there is none."""
+        return self._position
+
+    def append(self, kind: str, key: str, body: Body) -> None:
+        """Write one record; it is on disk when this returns.
+
+        Raises:
+            BadData: `body` holds NaN or infinity, which JSON does not have.
+            StorageFailed: it could not be written; this journal takes no more records.
+        """
+        seq, prev = self._position
+        line = _line(Record(seq + 1, kind, key, prev, body))
+        if self._segment is None:
+            self._segment = fsio.LineFile(self._path)
+        self._segment.append(line)
+        # Keep what a restart would read, not what was passed: tuples come back as lists.
+        self._take(Record(**json.loads(line)), line)
+
+    def find(self, kind: str, key: str) -> Body | None:
+        """The body of the last record with this kind and key."""
+        return self._bodies.get(kind, {}).get(key)
+
+    def all(self, kind: str) -> list[tuple[str, Body]]:
+        """Every key of a kind with its last body, in the order the keys first appeared.
+
+        A step done again after a restart thus keeps its place among the steps.
+        """
+        return list(self._bodies.get(kind, {}).items())
+
+    def close(self) -> None:
+        if self._segment is not None:
+            self._segment.close()
+
+    def _read(self, path: Path, *, is_last: bool) -> None:
+        lines = io.BytesIO(fsio.read_bytes(path)).readlines()
+        for number, line in enumerate(lines, start=1):
+            record = _parsed(line)
+            if record is not None:
+                self._follow(record, line, f"{path}:{number}")
+            elif is_last and number == len(lines) and _is_torn(line):
+                fsio.atomic_write(path.with_name(f"torn-{path.stem}.txt"), line)
+                fsio.truncate(path, sum(map(len, lines[:-1])))
+            else:
+                _damaged(f"{path}:{number}", "not a whole record")
+
+    def _follow(self, record: Record, line: bytes, where: str) -> None:
+        # Never cut as torn: the damage may be in the line before, which only this one vouches for.
+        seq, prev = self._position
+        if (record.seq, record.prev) != (seq + 1, prev):
+            _damaged(where, f"does not follow record {seq}, so one of the two lines was changed")
+        self._take(record, line)
+
+    def _take(self, record: Record, line: bytes) -> None:
+        self._position = record.seq, hashlib.sha256(line).hexdigest()[:16]
+        self._bodies.setdefault(record.kind, {})[record.key] = record.body
+
+
+def encode_array(array: NDArray[Any]) -> Body:
+    """Numbers or truth values of any shape as JSON, bit for bit, little-endian; NaN may occur."""
+    assert array.dtype.kind in "biuf", f"cannot journal an array of {array.dtype}"
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return {
+        "dtype": little.dtype.str,
+        "shape": list(little.shape),
+        "base64": base64.b64encode(little.tobytes()).decode(),
+    }
+
+
+def decode_array(encoded: Body) -> NDArray[Any]:
+    """The array `encode_array` was given; the copy is the caller's."""
+    data = base64.b64decode(encoded["base64"], validate=True)
+    return np.frombuffer(data, dtype=encoded["dtype"]).reshape(encoded["shape"]).copy()
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.jsonl"
+
+
+def _segments(folder: Path) -> list[Path]:
+    found = {path.name for path in folder.glob("*.jsonl")}
+    expected = [_name(number) for number in range(1, len(found) + 1)]
+    if odd := found.symmetric_difference(expected):
+        _damaged(str(folder / min(odd)), f"{len(found)} segments must be 1 to {len(found)}")
+    return [folder / name for name in expected]
+
+
+def _line(record: Record) -> bytes:
+    try:
+        text = json.dumps(asdict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise BadData(
+            f"record '{record.kind}' of '{record.key}' cannot be written as JSON: {error}"
+        ) from error
+    return text.encode("ascii") + b"\n"
+
+
+def _parsed(line: bytes) -> Record | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return Record(**json.loads(line.decode("ascii")))
+    except (ValueError, TypeError):  # TypeError: JSON, but not with the fields of a record
+        return None
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether one interrupted append can have left this: two records run together cannot be."""
+    text = line.decode("ascii", errors="replace")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return True
+    return "{" not in text[end:]
+
+
+def _damaged(where: str, why: str) -> NoReturn:
+    raise BadData(
+        f"{where}: the journal is damaged: {why}; put it back from a copy of the run folder, "
+        "or start a new run from a checkpoint"
+    )

@@ -1,0 +1,86 @@
+"""The record of a run: samples, pairs, journal lines, metrics and checkpoints of each wave.
+
+Order of a wave: files, then the journal line that names them, then the checkpoint that makes the
+wave's update permanent. A crash between any two leaves a run that resumes.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rlhf_ray.config.schema import Checkpoints as Settings
+from rlhf_ray.config.schema import Loop
+from rlhf_ray.durable.checkpoint import Checkpoints
+from rlhf_ray.durable.fsio import atomic_write
+from rlhf_ray.durable.journal import Journal
+from rlhf_ray.durable.recorded import choice_body
+from rlhf_ray.durable.samples import pair_rows, sample_rows, write_rows
+from rlhf_ray.messages import Evaluation, WaveReport
+from rlhf_ray.metrics import Clock, Row, evaluation_row, gold_scores, timing_row, wave_row
+
+
+class RunRecord:
+    """Keeps every wave of one run; `show` is told each row as it is written."""
+
+    def __init__(
+        self, folder: Path, journal: Journal, checkpoints: Checkpoints, *,
+        save: Callable[[Path], None], show: Callable[[Row, WaveReport | None], None],
+        clock: Clock, settings: Settings, loop: Loop, done: int,
+    ) -> None:
+        self.folder, self.journal, self.checkpoints = folder, journal, checkpoints
+        self.save, self.show, self.clock = save, show, clock
+        self.every, self.last = settings.every_waves, loop.rounds * loop.waves - 1
+        self.rows = _committed(folder / "metrics.jsonl", done)
+        self.began = time.perf_counter()
+
+    def commit(self, report: WaveReport) -> None:
+        """Keep a finished wave; nothing of it is lost afterwards once its checkpoint stands."""
+        step, gold = report.step, gold_scores(report.rollouts)
+        write_rows(self.folder / "samples" / f"{step}.parquet", sample_rows(report, gold))
+        if report.pairs:
+            write_rows(self.folder / "pairs" / f"{step}.parquet", pair_rows(str(step), report.pairs))
+        body = {"index": step.index} | choice_body(report.choices, report.signals)
+        self.journal.append("learn", str(step), body)
+        row = wave_row(report)
+        self.journal.append("wave", str(step), row)
+        wall, self.began = time.perf_counter() - self.began, time.perf_counter()
+        self.add(row | timing_row(report, self.clock.take(), wall), report)
+        if (step.index + 1) % self.every == 0 or step.index == self.last:
+            self._checkpoint(report)
+            self.began = time.perf_counter()
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Keep an evaluation; one that is known already is not shown twice."""
+        row = evaluation_row(evaluation)
+        if row not in self.rows:
+            self.add(row)
+        self.clock.take()
+        self.began = time.perf_counter()
+
+    def add(self, row: Row, report: WaveReport | None = None) -> None:
+        self.rows.append(row)
+        _write(self.folder / "metrics.jsonl", self.rows)
+        self.show(row, report)
+
+    def _checkpoint(self, report: WaveReport) -> None:
+        index = report.step.index
+        extra = {"done": index + 1, "policy_version": report.update.policy_version}
+        path = self.checkpoints.commit(index, self.save, extra)
+        self.journal.append("checkpoint", str(report.step), {"name": path.name})
+        # The checkpoint holds what these would be needed for.
+        for old in sorted((self.folder / "rollouts").glob("*.parquet")):
+            if old.stem <= str(report.step):
+                old.unlink()
+
+
+def _committed(path: Path, done: int) -> list[Row]:
+    """Rows of an earlier attempt, without those of waves that will run again."""
+    if not path.is_file():
+        return []
+    rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["kind"] != "wave" or row["index"] < done]
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -1,0 +1,61 @@
+"""The generated families as a task: prompts, demonstrations and preferences, all from keys."""
+
+from collections.abc import Callable, Sequence
+
+from rlhf_ray.config.schema import GoldData, GoldPreferences
+from rlhf_ray.gold.families import demonstrations, draw_prompts
+from rlhf_ray.gold.pool import labelled_pairs
+from rlhf_ray.messages import Example, Preference, Prompt, Rollout, Step
+
+Sample = Callable[[str, Sequence[Prompt], int], list[Rollout]]
+"""(purpose, prompts, responses per prompt) -> rollouts of the start policy."""
+HELD_OUT_PER_FAMILY = 50
+
+
+class GoldTask:
+    """Four families of string tasks; every prompt carries its exact answer."""
+
+    def __init__(self, data: GoldData, *, seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    def wave(self, step: Step, size: int) -> list[Prompt]:
+        """Equal numbers of every family, never from the held-out part."""
+        return self._draw(size, f"wave-{step.index}", evaluation=False)
+
+    def held_out(self, size: int) -> list[Prompt]:
+        return self._draw(size, "evaluation", evaluation=True)
+
+    def demonstrations(self, count: int) -> list[Example]:
+        return demonstrations(self.data, min(count, 80_000), seed=self.seed)
+
+    def held_out_demonstrations(self) -> list[Example]:
+        return []
+
+    def preferences(
+        self, settings: GoldPreferences, sample: Sample
+    ) -> tuple[list[Preference], list[Preference]]:
+        """Labelled training pairs of one judge, and held-out pairs labelled by gold everywhere."""
+        families = len(self.data.families)
+        train = self._draw(settings.prompts_per_family * families, "judges", evaluation=False)
+        check = self._draw(HELD_OUT_PER_FAMILY * families, "judges", evaluation=True)
+        seen = sample("judge-training", train, settings.samples)
+        unseen = sample("judge-check", check, settings.samples)
+        pairs = labelled_pairs(seen, settings, seed=self.seed, purpose="judge-labels")
+        held_out = [
+            pair
+            for family in self.data.families
+            for pair in labelled_pairs(
+                [rollout for rollout in unseen if rollout.prompt.source == family],
+                settings.model_copy(update={"expert": family}),
+                seed=self.seed, purpose="judge-check-labels",
+            )
+        ]
+        return pairs, held_out
+
+    def _draw(self, size: int, purpose: str, *, evaluation: bool) -> list[Prompt]:
+        families = self.data.families
+        per_family = -(-size // len(families))
+        drawn = draw_prompts(
+            families, per_family, seed=self.seed, purpose=purpose, evaluation=evaluation
+        )
+        return drawn[:size]

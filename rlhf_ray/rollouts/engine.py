@@ -1,0 +1,134 @@
+"""vLLM behind four verbs: generate, measure, load, and say what it holds. Sole importer of vllm
+beside `weights/`.
+
+The engine runs inside the calling process, so a dead worker leaves nothing behind.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_ray.config.schema import Rollouts
+from rlhf_ray.data.batches import Tokens
+from rlhf_ray.keys import seed_of
+from rlhf_ray.messages import Prompt, Response, Rollout
+
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine pins itself to the same cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+def environment(settings: Rollouts) -> dict[str, str]:
+    """Environment a process needs before it imports vllm."""
+    gib = max(1, round(settings.kv_cache_gib))
+    own = {"VLLM_CPU_KVCACHE_SPACE": str(gib)} if settings.num_gpus == 0 else {}
+    return CPU_ENVIRONMENT | own
+
+
+class RolloutEngine:
+    """One vLLM engine holding one version of the policy."""
+
+    def __init__(
+        self, path: str, settings: Rollouts, *, max_model_len: int, precision: str, backend: str,
+        trust_remote_code: bool = False, seed: int = 0,
+    ) -> None:
+        os.environ.update(environment(settings))
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
+
+        self.settings, self.seed, self.version = settings, seed, 0
+        arguments: dict[str, Any] = {
+            "model": path,
+            "dtype": "float32" if precision == "fp32" else "bfloat16",
+            "max_model_len": max_model_len,
+            "tensor_parallel_size": settings.tensor_parallel,
+            "trust_remote_code": trust_remote_code,
+            "weight_transfer_config": WeightTransferConfig(backend=backend),
+            "seed": 0,
+            "disable_log_stats": True,
+        }
+        if settings.num_gpus == 0:
+            arguments |= {
+                "enforce_eager": True,
+                "distributed_executor_backend": "uni",
+                "max_num_seqs": 256,
+                "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+            }
+        if backend == "host":
+            arguments["worker_extension_cls"] = "rlhf_ray.weights.host.HostWorker"
+        self.llm = LLM(**arguments | settings.engine_args)
+
+    def generate(
+        self, purpose: str, prompts: Sequence[Prompt], prompt_ids: Sequence[tuple[int, ...]], *,
+        samples: int, greedy: bool = False,
+    ) -> list[Rollout]:
+        """`samples` responses per prompt; seeds follow from (run seed, purpose, prompt id)."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = [
+            SamplingParams(
+                n=samples,
+                temperature=0.0 if greedy else self.settings.temperature,
+                top_p=1.0 if greedy else self.settings.top_p,
+                max_tokens=self.settings.max_tokens,
+                seed=seed_of(self.seed, purpose, prompt.id),
+                logprobs=0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for prompt in prompts
+        ]
+        outputs = self.llm.generate(
+            [self._request(ids) for ids in prompt_ids], parameters, use_tqdm=False
+        )
+        return [
+            Rollout(prompt, ids, tuple(_response(one) for one in output.outputs), self.version)
+            for prompt, ids, output in zip(prompts, prompt_ids, outputs, strict=True)
+        ]
+
+    def logprobs(self, sequences: Sequence[Tokens]) -> list[NDArray[np.float32]]:
+        """[T] log-probabilities of each sequence's response tokens under the loaded weights."""
+        from vllm import SamplingParams
+
+        outputs = self.llm.generate(
+            [self._request(sequence.ids) for sequence in sequences],
+            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0),
+            use_tqdm=False,
+        )
+        return [
+            np.array(
+                [
+                    output.prompt_logprobs[place][sequence.ids[place]].logprob
+                    for place in range(sequence.start, len(sequence.ids))
+                ],
+                dtype=np.float32,
+            )
+            for sequence, output in zip(sequences, outputs, strict=True)
+        ]
+
+    def finish_load(self, version: int) -> None:
+        """The weights that have arrived are policy `version`; forget what older ones computed."""
+        self.llm.finish_weight_update(weight_version=str(version))
+        self.llm.reset_prefix_cache()
+        self.version = version
+
+    def _request(self, ids: Sequence[int]) -> dict[str, Any]:
+        # The salt keeps a stale prefix from being found even if a cache reset were missed.
+        return {"prompt_token_ids": list(ids), "cache_salt": f"v{self.version}"}
+
+
+def _response(output: Any) -> Response:
+    logprobs = [
+        entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True)
+    ]
+    return Response(
+        text=output.text,
+        token_ids=tuple(output.token_ids),
+        logprobs=np.array(logprobs, dtype=np.float32),
+        finished=output.finish_reason == "stop",
+    )

@@ -1,0 +1,208 @@
+"""DeepSpeed behind five verbs: build, update, gather, save, restore. Sole importer of deepspeed.
+
+Gradient accumulation is ours: DeepSpeed is told where an optimizer step ends, so that one step may
+take any number of length-bucketed batches.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_ray.config.schema import Optimizer
+from rlhf_ray.errors import BadData, RecipeError
+
+OURS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+
+
+def join(rank: int, world: int, address: str, port: int, *, threads: int, timeout_s: float) -> None:
+    """Make this process rank `rank` of the learner's process group."""
+    gpu = torch.cuda.is_available()
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", LOCAL_SIZE=str(world),
+        MASTER_ADDR=address, MASTER_PORT=str(port),
+    )
+    if not gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(threads)
+    import deepspeed
+
+    # DeepSpeed would compile a shared-memory collective (40 s, needs a compiler); gloo needs none.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
+    )
+
+
+def device() -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def deepspeed_config(
+    optimizer: Optimizer, *, zero_stage: int, precision: str, overrides: dict[str, Any] | str | None
+) -> dict[str, Any]:
+    """Our DeepSpeed settings with the user's laid over them.
+
+    Raises RecipeError where the user's settings contradict the recipe's.
+    """
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.clip,
+        "zero_optimization": {"stage": zero_stage},
+        "bf16": {"enabled": precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "wall_clock_breakdown": False,
+    }
+    user = overrides or {}
+    if isinstance(user, str):
+        user = json.loads(Path(user).read_text(encoding="utf-8"))
+    user = {key: value for key, value in user.items() if value != "auto"}
+    if clash := [key for key in OURS if key in user]:
+        raise RecipeError(
+            f"learner.deepspeed sets {', '.join(clash)}, which follow from learner.tokens_per_batch "
+            "and learner.minibatch_pairs; remove them"
+        )
+    stage = user.get("zero_optimization", {}).get("stage", zero_stage)
+    if stage not in (zero_stage, "auto"):
+        raise RecipeError(
+            f"learner.deepspeed asks for ZeRO stage {stage}, learner.zero_stage for {zero_stage}"
+        )
+    merged = ours | user
+    merged["zero_optimization"] = ours["zero_optimization"] | user.get("zero_optimization", {})
+    merged["zero_optimization"]["stage"] = zero_stage
+    return merged
+
+
+def learning_rate(settings: Optimizer, step: int, total: int) -> float:
+    """Warm-up, then constant, linear or cosine decay to `final_share`; a pure function of step."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    done = min(1.0, (step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
+    left = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return settings.lr * (settings.final_share + (1 - settings.final_share) * left)
+
+
+class ZeroEngine:
+    """One trained module under ZeRO stage 0-3."""
+
+    def __init__(
+        self, module: nn.Module, settings: Optimizer, *, zero_stage: int, precision: str,
+        total_steps: int, overrides: dict[str, Any] | str | None = None,
+    ) -> None:
+        import deepspeed
+
+        self.settings, self.zero_stage, self.total_steps = settings, zero_stage, total_steps
+        self.steps = 0
+        config = deepspeed_config(
+            settings, zero_stage=zero_stage, precision=precision, overrides=overrides
+        )
+        module = module.to(dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+        own = None
+        if "optimizer" not in config:
+            own = torch.optim.AdamW(
+                module.parameters(), lr=settings.lr, betas=settings.betas,
+                weight_decay=settings.weight_decay,
+            )
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=own, config=config)
+        if zero_stage == 3:
+            for parameter in module.external_parameters():  # type: ignore[operator]
+                deepspeed.zero.register_external_parameter(module, parameter)
+
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self.engine.module
+        return module
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self.engine(*(value.to(self.engine.device) for value in inputs))
+
+    def update(self, losses: Iterable[Callable[[], Tensor]]) -> dict[str, float]:
+        """One optimizer step over the sum of `losses`, each computed and freed in turn.
+
+        Raises BadData before the weights change when a loss is not finite.
+        """
+        thunks = list(losses)
+        rate = learning_rate(self.settings, self.steps, self.total_steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.train()
+        for place, thunk in enumerate(thunks):
+            self.engine.set_gradient_accumulation_boundary(place == len(thunks) - 1)
+            loss = thunk()
+            if not torch.isfinite(loss):
+                raise BadData(
+                    f"loss is {loss.item()} at optimizer step {self.steps}; the weights are "
+                    "unchanged since the last step. Lower the learning rate or look at the data"
+                )
+            self.engine.backward(loss)
+            self.engine.step()
+        self.steps += 1
+        norm = self.engine.get_global_grad_norm()
+        return {"lr": rate, "grad_norm": float(norm) if norm is not None else float("nan")}
+
+    def gathered(self, parameters: list[nn.Parameter], modifier: int | None = None) -> Any:
+        """Context in which sharded parameters are whole on every rank; a collective."""
+        return gathered(parameters, self.zero_stage, modifier)
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimizer and step count of all ranks; a collective."""
+        self.engine.save_checkpoint(
+            str(folder), tag="state", client_state={"steps": self.steps}, save_latest=False
+        )
+
+    def restore(self, folder: Path) -> None:
+        """Undo `save`. Raises BadData when the folder does not fit this world size or model."""
+        path, client = self.engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise BadData(f"no learner state for this number of ranks in {folder}")
+        self.steps = client["steps"]
+
+    def close(self) -> None:
+        """Free what the engine holds; the process group stays for the next engine."""
+        self.engine.destroy()
+
+
+def gathered(parameters: list[nn.Parameter], zero_stage: int, modifier: int | None = None) -> Any:
+    if zero_stage < 3:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier)
+
+
+def frozen(module: nn.Module, *, zero_stage: int, precision: str) -> Any:
+    """A module that is only read: sharded like the trained one under ZeRO-3, whole elsewhere."""
+    module = module.to(dtype=torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+    module.requires_grad_(False)
+    if zero_stage < 3:
+        return module.to(device())
+    import deepspeed
+
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": precision == "bf16"},
+    }
+    engine, *_ = deepspeed.initialize(model=module, config=config)
+    for parameter in module.external_parameters():  # type: ignore[operator]
+        deepspeed.zero.register_external_parameter(module, parameter)
+    return engine
+
+
+def named_weights(
+    model: nn.Module, zero_stage: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Whole weights in the model's own order, one at a time; a collective under ZeRO-3."""
+    for name, parameter in model.named_parameters():
+        with gathered([parameter], zero_stage):
+            yield name, parameter.detach()

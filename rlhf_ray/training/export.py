@@ -1,0 +1,21 @@
+"""A trained model as a Hugging Face folder that transformers and vLLM open."""
+
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.training.engine import named_weights
+
+
+def export(trainer: Any, folder: Path, tokenizer: str, *, write: bool) -> None:
+    """Gather the weights (a collective) and, on the rank that writes, save them with a tokenizer."""
+    weights = {
+        name: value.cpu().clone() if write else None
+        for name, value in named_weights(trainer.model, trainer.zero_stage)
+    }
+    if not write:
+        return
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.model.save_pretrained(folder, state_dict=weights)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
