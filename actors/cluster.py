@@ -14,17 +14,25 @@ from rlhf_ray.errors import ClusterUnavailable
 def cluster(cpus_wanted: float) -> Iterator[str]:
     """The address of the cluster this run uses.
 
-    Inside `ray job submit`, or with RAY_ADDRESS set, that cluster; otherwise a private one which ends
-    with the run. A private cluster always admits the plan: on one machine cores are shared, not owned.
+    Inside `ray job submit`, or with RAY_ADDRESS set, that cluster; otherwise a private one which
+    ends with the run and admits any CPU plan: on one machine cores are shared, not owned.
     """
     address = os.environ.get("RAY_ADDRESS")
-    options = {} if address else {
-        "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus_wanted)), "include_dashboard": False
-    }
+    options = (
+        {}
+        if address
+        else {
+            "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus_wanted)),
+            "include_dashboard": False,
+        }
+    )
     try:
         context = ray.init(
-            address or "local", log_to_driver=False, logging_level="error",
-            configure_logging=True, **options,
+            address or "local",
+            log_to_driver=False,
+            logging_level="error",
+            configure_logging=True,
+            **options,
         )
     except (ConnectionError, RuntimeError) as error:
         raise ClusterUnavailable(

@@ -1,15 +1,14 @@
 """Weights from the learners into the rollout workers, checked on arrival."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from actors.learner import Learners
-from actors.rollout import Rollouts
 from actors.waiting import get
 from rlhf_ray.config.schema import Weights
 from rlhf_ray.data.batches import Tokens
@@ -17,77 +16,104 @@ from rlhf_ray.errors import WeightSyncMismatch
 from rlhf_ray.messages import SyncReport
 
 
+class WorkerClient:
+    """The rollout workers as vLLM's trainer side calls them; lives in the learner's rank 0.
+
+    Calls are queued and waited for at the end: an actor runs them one after another anyway.
+    """
+
+    def __init__(self, workers: Sequence[Any], tensor_parallel: int, timeout_s: float) -> None:
+        self.workers, self.tensor_parallel, self.timeout_s = workers, tensor_parallel, timeout_s
+        self.version = 0
+        self._pending: list[Any] = []
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """NCCL ranks of the workers follow the trainer's, a tensor-parallel group each."""
+        requests = [
+            {
+                "init_info": init_info
+                if "rank_offset" not in init_info
+                else init_info
+                | {"rank_offset": init_info["rank_offset"] + number * self.tensor_parallel}
+            }
+            for number in range(len(self.workers))
+        ]
+        refs = [
+            worker.init_weight_transfer_engine.remote(request)
+            for worker, request in zip(self.workers, requests, strict=True)
+        ]
+        get(refs, timeout_s=self.timeout_s, what="the rollout workers to meet the learner")
+
+    def start_weight_update(self) -> None:
+        self._queue("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._settle()  # at most one chunk under way, so memory stays bounded
+        self._queue("update_weights", ray.put({"update_info": update_info}))
+        if "tensors" not in update_info:
+            self._settle()  # NCCL: the learner's broadcast runs beside this call
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._queue("finish_weight_update", self.version)
+
+    def logprobs(self, probes: Sequence[Tokens]) -> list[Any]:
+        """Queued behind the delivery; references to each worker's answer."""
+        return [worker.logprobs.remote(probes) for worker in self.workers]
+
+    def arrived(self, answers: list[Any]) -> list[list[NDArray[np.float32]]]:
+        """Wait for the delivery and the workers' answers to the probes."""
+        self._settle()
+        found: list[list[NDArray[np.float32]]] = get(
+            answers, timeout_s=self.timeout_s, what="the rollout workers' log-probabilities"
+        )
+        return found
+
+    def _queue(self, method: str, *arguments: Any) -> None:
+        self._pending += [getattr(worker, method).remote(*arguments) for worker in self.workers]
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, []
+        get(pending, timeout_s=self.timeout_s, what="the rollout workers to load weights")
+
+
 class Delivery:
     """Sends each policy version and compares log-probabilities of a few sequences on both sides."""
 
     def __init__(
-        self, learners: Learners, rollouts: Rollouts, settings: Weights, probes: Sequence[Tokens],
-        *, tolerance: float, timeout_s: float,
+        self,
+        learners: Learners,
+        workers: Sequence[Any],
+        settings: Weights,
+        probes: Sequence[Tokens],
+        *,
+        backend: str,
+        tensor_parallel: int,
+        tolerance: float,
+        timeout_s: float,
     ) -> None:
-        self.learners, self.rollouts, self.probes = learners, rollouts, probes
-        self.tolerance, self.timeout_s = tolerance, timeout_s
-        self.chunk_bytes = settings.chunk_mib * 2**20
-        request = {"init_info": {}}
-        self._each("init_weight_transfer_engine", request)
+        self.learners, self.tolerance, self.delivered = learners, tolerance, -1
+        client = WorkerClient(workers, tensor_parallel, timeout_s)
+        learners.open_sender(
+            backend,
+            client,
+            probes,
+            chunk_bytes=settings.chunk_mib * 2**20,
+            engine_ranks=len(workers) * tensor_parallel,
+        )
 
     def deliver(self, version: int) -> SyncReport:
-        """Raises WeightSyncMismatch naming the worker that does not hold the learner's weights."""
+        """Bring every worker to `version`; nothing moves when it is there already.
+
+        Raises WeightSyncMismatch naming the worker that does not hold the learner's weights.
+        """
         began = time.perf_counter()
-        self.learners.send(
-            partial(send_host, self.rollouts.workers, version, self.chunk_bytes, self.timeout_s)
-        )
-        expected = self.learners.logprobs(self.probes)
-        worst = 0.0
-        for number, found in enumerate(self.rollouts.logprobs(self.probes)):
-            difference = max(
-                float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True)
-            )
+        if version == self.delivered:
+            return SyncReport(version, 0.0, 0.0)
+        differences = self.learners.deliver(version)
+        for number, difference in enumerate(differences):
             if not difference <= self.tolerance:  # NaN is a mismatch too
                 raise WeightSyncMismatch(
                     f"rollout worker {number}", version, difference, self.tolerance
                 )
-            worst = max(worst, difference)
-        return SyncReport(version, time.perf_counter() - began, worst)
-
-    def _each(self, method: str, *arguments: Any) -> None:
-        refs = [getattr(worker, method).remote(*arguments) for worker in self.rollouts.workers]
-        get(refs, timeout_s=self.timeout_s, what=f"the rollout workers to {method}")
-
-
-def send_host(
-    workers: Sequence[Any], version: int, chunk_bytes: int, timeout_s: float,
-    weights: Iterable[tuple[str, Any]], rank: int,
-) -> None:
-    """Stream weights through Ray's object store: rank 0 talks, the others only gather."""
-
-    def each(method: str, *arguments: Any) -> None:
-        refs = [getattr(worker, method).remote(*arguments) for worker in workers]
-        get(refs, timeout_s=timeout_s, what=f"the rollout workers to {method}")
-
-    if rank != 0:
-        for _ in weights:
-            pass
-        return
-    each("start_weight_update")
-    for tensors in chunks(weights, chunk_bytes):
-        each("update_weights", ray.put({"update_info": tensors}))
-    each("finish_weight_update", version)
-
-
-def chunks(weights: Iterable[tuple[str, Any]], limit: int) -> Iterator[dict[str, Any]]:
-    """Update payloads of at most `limit` bytes; a larger tensor travels alone."""
-    import torch
-
-    tensors: dict[str, Any] = {}
-    size, dtype = 0, "float32"
-    for name, value in weights:
-        host = value.cpu()
-        dtype = str(host.dtype).removeprefix("torch.")
-        # NumPy has no bfloat16: its bits travel as integers.
-        array = (host.view(torch.uint16) if dtype == "bfloat16" else host).numpy().copy()
-        if tensors and size + array.nbytes > limit:
-            yield {"tensors": tensors, "dtype": dtype}
-            tensors, size = {}, 0
-        tensors[name] = array
-        size += array.nbytes
-    yield {"tensors": tensors, "dtype": dtype}
+        self.delivered = version
+        return SyncReport(version, time.perf_counter() - began, max(differences))

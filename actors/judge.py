@@ -37,11 +37,17 @@ class Judges:
     """The pool of judges; only the ones a prompt was given to are run."""
 
     def __init__(
-        self, entries: Mapping[str, Judge], paths: Mapping[str, str], settings: JudgeFleet,
-        timeouts: Timeouts, *, logs: Path | None = None,
+        self,
+        entries: Mapping[str, Judge],
+        paths: Mapping[str, str],
+        settings: JudgeFleet,
+        timeouts: Timeouts,
+        *,
+        logs: Path | None = None,
     ) -> None:
         self.names, self.timeouts = tuple(entries), timeouts
-        remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(JudgeActor)
+        resources = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
+        remote: Any = ray.remote(**resources)(JudgeActor)
         workers = [
             remote.remote(number, logs, settings.threads)
             for number in range(min(settings.workers, len(entries)))
@@ -66,7 +72,8 @@ class Judges:
         }
         refs = {
             name: self._ask(name, [rollouts[row] for row in rows])
-            for name, rows in asked.items() if rows
+            for name, rows in asked.items()
+            if rows
         }
         for name, ref in refs.items():
             found = get(ref, timeout_s=self.timeouts.score_s, what=f"scores of judge '{name}'")

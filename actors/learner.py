@@ -62,13 +62,26 @@ class LearnerActor:
         vectors: dict[int, Any] = self.trainer.embed(prompts, budget)
         return vectors
 
-    def logprobs(self, sequences: Sequence[Tokens]) -> list[NDArray[np.float32]]:
-        found: list[NDArray[np.float32]] = self.trainer.logprobs(sequences)
-        return found
+    def open_sender(
+        self, backend: str, client: Any, probes: Sequence[Tokens], **options: Any
+    ) -> None:
+        """Meet the rollout workers; `probes` are compared after each delivery."""
+        from rlhf_ray.weights.sender import open_sender
 
-    def send(self, send: Callable[[Any, int], None]) -> None:
-        """Stream the policy's weights; every rank gathers, `send(weights, rank)` decides who talks."""
-        send(self.trainer.weights(), self.rank)
+        self.client, self.probes = client, probes
+        source = self.trainer.source()
+        self.sender = open_sender(backend, client, source, rank=self.rank, **options)
+
+    def deliver(self, version: int) -> list[float]:
+        """Send the weights; per worker, the largest difference in log-probability on the probes."""
+        self.client.version = version
+        self.sender.send_weights()
+        answers = self.client.logprobs(self.probes) if self.rank == 0 else []
+        expected = self.trainer.logprobs(self.probes)  # all ranks: ZeRO-3 gathers in it
+        return [
+            max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
+            for found in (self.client.arrived(answers) if self.rank == 0 else [])
+        ]
 
     def save(self, folder: Path) -> None:
         self.trainer.save(folder)
@@ -87,16 +100,25 @@ class Learners:
     """All ranks as one: every call reaches all of them and ends by its deadline."""
 
     def __init__(
-        self, settings: Learner, timeouts: Timeouts, *, seed: int, warm_waves: int = 0,
+        self,
+        settings: Learner,
+        timeouts: Timeouts,
+        *,
+        seed: int,
+        warm_waves: int = 0,
         logs: Path | None = None,
     ) -> None:
         self.settings, self.timeouts, self.seed = settings, timeouts, seed
         self.warm_waves, self.version = warm_waves, 0
-        remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(LearnerActor)
+        remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(
+            LearnerActor
+        )
         world = settings.workers
         self.ranks = [remote.remote(rank, world, logs, settings.threads) for rank in range(world)]
         wait = timeouts.engine_s
-        address, port = get(self.ranks[0].address.remote(), timeout_s=wait, what="learner 0 to start")
+        address, port = get(
+            self.ranks[0].address.remote(), timeout_s=wait, what="learner 0 to start"
+        )
         self._ask("join", address, port, settings.threads, timeouts.update_s, timeout_s=wait)
 
     def call(self, function: Callable[[], None]) -> None:
@@ -140,13 +162,25 @@ class Learners:
         vectors = {index: vector for part in found for index, vector in part.items()}
         return np.stack([vectors[index] for index in range(len(prompts))])
 
-    def logprobs(self, sequences: Sequence[Tokens]) -> list[NDArray[np.float32]]:
-        found = self._ask("logprobs", sequences, timeout_s=self.timeouts.sync_s)
-        first: list[NDArray[np.float32]] = found[0]
-        return first
+    def open_sender(
+        self,
+        backend: str,
+        client: Any,
+        probes: Sequence[Tokens],
+        *,
+        chunk_bytes: int,
+        engine_ranks: int,
+    ) -> None:
+        wait = self.timeouts.engine_s
+        address = get(self.ranks[0].address.remote(), timeout_s=wait, what="learner 0")
+        options = {"chunk_bytes": chunk_bytes, "address": address, "engine_ranks": engine_ranks}
+        refs = [rank.open_sender.remote(backend, client, probes, **options) for rank in self.ranks]
+        get(refs, timeout_s=wait, what="the learners to meet the rollout workers")
 
-    def send(self, send: Callable[[Any, int], None]) -> None:
-        self._ask("send", send, timeout_s=self.timeouts.sync_s)
+    def deliver(self, version: int) -> list[float]:
+        """Per rollout worker, how far it is from the learner after the delivery."""
+        found: list[float] = self._ask("deliver", version, timeout_s=self.timeouts.sync_s)[0]
+        return found
 
     def save(self, folder: Path) -> None:
         """Weights, optimizer and reference of all ranks, into a folder all of them see."""
@@ -169,7 +203,10 @@ def _means(losses: Mapping[int, Any]) -> dict[str, float]:
     """Means over pairs, in index order so that no arrival order shows."""
     rows = [losses[index] for index in sorted(losses)]
     names = {
-        "loss": "loss", "preference_loss": "preference", "nll": "nll", "kl": "kl",
+        "loss": "loss",
+        "preference_loss": "preference",
+        "nll": "nll",
+        "kl": "kl",
         "reward_margin": "reward_margin",
     }
     return {

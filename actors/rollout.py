@@ -53,27 +53,42 @@ class RolloutActor:
 class Rollouts:
     """All rollout workers as one policy that samples.
 
-    A chunk of prompts is planned before any worker is asked and is the unit of determinism: the same
-    chunk gives the same bytes on whichever worker it runs.
+    A chunk of prompts is planned before any worker is asked and is the unit of determinism: it
+    gives the same bytes on whichever worker it runs.
     """
 
     def __init__(
-        self, path: str, chat: Chat, settings: Settings, timeouts: Timeouts, *,
-        max_model_len: int, precision: str, backend: str, seed: int,
-        trust_remote_code: bool = False, logs: Path | None = None,
+        self,
+        path: str,
+        chat: Chat,
+        settings: Settings,
+        timeouts: Timeouts,
+        *,
+        max_model_len: int,
+        precision: str,
+        backend: str,
+        seed: int,
+        trust_remote_code: bool = False,
+        logs: Path | None = None,
     ) -> None:
         self.chat, self.settings, self.timeouts = chat, settings, timeouts
-        remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(RolloutActor)
+        remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(
+            RolloutActor
+        )
         self.workers = [
             remote.remote(number, logs, settings.threads) for number in range(settings.workers)
         ]
         arguments = {
-            "max_model_len": max_model_len, "precision": precision, "backend": backend,
-            "seed": seed, "trust_remote_code": trust_remote_code,
+            "max_model_len": max_model_len,
+            "precision": precision,
+            "backend": backend,
+            "seed": seed,
+            "trust_remote_code": trust_remote_code,
         }
         get(
             [worker.start.remote(path, settings, arguments) for worker in self.workers],
-            timeout_s=timeouts.engine_s, what=f"{settings.workers} rollout engine(s) to start",
+            timeout_s=timeouts.engine_s,
+            what=f"{settings.workers} rollout engine(s) to start",
         )
 
     def generate(
@@ -83,7 +98,8 @@ class Rollouts:
         size = self.settings.chunk_prompts
         chunks = deque((at, prompts[at : at + size]) for at in range(0, len(prompts), size))
         done: dict[int, list[Rollout]] = {}
-        idle, leased = list(self.workers), {}
+        idle = list(self.workers)
+        leased: dict[Any, tuple[int, Any]] = {}
         while chunks or leased:
             while chunks and idle:
                 at, chunk = chunks.popleft()
@@ -97,11 +113,3 @@ class Rollouts:
             done[at] = get(ref, timeout_s=self.timeouts.generate_s, what=what)
             idle.append(worker)
         return [rollout for at in sorted(done) for rollout in done[at]]
-
-    def logprobs(self, sequences: Sequence[Tokens]) -> list[list[NDArray[np.float32]]]:
-        """Per worker, [T] log-probabilities of each sequence."""
-        refs = [worker.logprobs.remote(sequences) for worker in self.workers]
-        found: list[list[NDArray[np.float32]]] = get(
-            refs, timeout_s=self.timeouts.sync_s, what="the rollout workers' log-probabilities"
-        )
-        return found

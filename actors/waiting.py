@@ -31,7 +31,9 @@ def first(refs: Sequence[Any], *, timeout_s: float, what: str) -> Any:
     """The reference that is ready first. Raises ClusterUnavailable after `timeout_s`."""
     ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
     if not ready:
-        raise ClusterUnavailable(f"waited {timeout_s:.0f} s for {what}; see timeouts.* in the recipe")
+        raise ClusterUnavailable(
+            f"waited {timeout_s:.0f} s for {what}; see timeouts.* in the recipe"
+        )
     return ready[0]
 
 

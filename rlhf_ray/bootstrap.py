@@ -13,13 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from rlhf_ray import __version__
 from rlhf_ray.config.schema import BradleyTerryJudge, GoldPreferences, JudgeTraining, Recipe
-from rlhf_ray.data.batches import Tokens
 from rlhf_ray.data.chat import Chat
-from rlhf_ray.data.task import texts
+from rlhf_ray.data.tokens import example_tokens, pair_tokens, texts
 from rlhf_ray.durable.manifest import verify_manifest, write_manifest
 from rlhf_ray.errors import BadData
 from rlhf_ray.keys import seed_of
@@ -85,7 +82,7 @@ class Bootstrap:
     def pairs(
         self, training: JudgeTraining, sample: Callable[..., list[Rollout]]
     ) -> tuple[list[Preference], list[Preference]]:
-        """Training and held-out pairs; samples of the start policy are drawn once for all judges."""
+        """Training and held-out pairs; the start policy is sampled once for all judges."""
 
         def once(purpose: str, prompts: Sequence[Prompt], samples: int) -> list[Rollout]:
             key = f"{purpose}-{len(prompts)}-{samples}"
@@ -112,27 +109,41 @@ class Bootstrap:
             os.rename(start, folder)
             return
         chat = Chat.load(start, trust_remote_code=settings.trust_remote_code)
-        fitted = fit_examples(examples, chat, limit=recipe.policy.scratch.max_positions)
+        fitted = example_tokens(examples, chat, limit=recipe.policy.scratch.max_positions)
         self.gang.begin(
             partial(
-                supervised_trainer, start, fitted, stages, recipe.learner, pad_id=chat.pad_id,
-                seed=recipe.seed, trust_remote_code=settings.trust_remote_code,
+                supervised_trainer,
+                start,
+                fitted,
+                stages,
+                recipe.learner,
+                pad_id=chat.pad_id,
+                seed=recipe.seed,
+                trust_remote_code=settings.trust_remote_code,
             )
         )
         self._train("policy", stages.steps, folder, start)
         shutil.rmtree(start) if settings.path is None else None
 
     def _make_judge(
-        self, name: str, entry: BradleyTerryJudge, start: str,
-        sample: Callable[..., list[Rollout]], folder: Path,
+        self,
+        name: str,
+        entry: BradleyTerryJudge,
+        start: str,
+        sample: Callable[..., list[Rollout]],
+        folder: Path,
     ) -> None:
         assert entry.train is not None
         pairs, _ = self.pairs(entry.train, sample)
         chat = Chat.load(start, trust_remote_code=entry.trust_remote_code)
         self.gang.begin(
             partial(
-                judge_trainer, start, *judge_data(pairs, chat, entry), entry.train,
-                self.recipe.learner, pad_id=chat.pad_id,
+                judge_trainer,
+                start,
+                *pair_tokens(pairs, chat, entry.max_tokens, expert(entry.train)),
+                entry.train,
+                self.recipe.learner,
+                pad_id=chat.pad_id,
                 seed=seed_of(self.recipe.seed, "judge", name),
                 trust_remote_code=entry.trust_remote_code,
             )
@@ -174,54 +185,21 @@ class Bootstrap:
         ]
         learner = self.recipe.learner
         parts += [__version__, self.recipe.seed, learner.precision, learner.tokens_per_batch]
-        parts += [learner.threads, learner.workers, learner.zero_stage, self.recipe.rollouts.threads]
+        parts += [
+            learner.threads,
+            learner.workers,
+            learner.zero_stage,
+            self.recipe.rollouts.threads,
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def fit_examples(examples: Sequence[Example], chat: Chat, *, limit: int) -> list[Tokens]:
-    """Demonstrations as tokens, without those longer than the model.
-
-    Raises BadData when more than half would be dropped: the model is too short for its data.
-    """
-    rendered = [
-        (chat.prompt_ids(one.prompt), chat.response_ids(one.response)) for one in examples
-    ]
-    kept = [
-        Tokens(prompt + response, len(prompt))
-        for prompt, response in rendered if len(prompt) + len(response) <= limit
-    ]
-    if 2 * len(kept) < len(examples):
-        raise BadData(
-            f"{len(examples) - len(kept)} of {len(examples)} demonstrations are longer than "
-            f"{limit} tokens; raise policy.scratch.max_positions or bring shorter ones"
-        )
-    return kept
-
-
-def judge_data(
-    pairs: Sequence[Preference], chat: Chat, entry: BradleyTerryJudge
-) -> tuple[list[Any], Any]:
-    """Pairs as tokens, and the mixture batches are drawn from."""
-    from rlhf_ray.training.reward_model import Mixture, PairTokens
-
-    limit = entry.max_tokens or getattr(chat.tokenizer, "model_max_length", 1 << 30)
-    kept, tokens = [], []
-    for pair in pairs:
-        prompt = chat.prompt_ids(pair.prompt)
-        both = PairTokens(
-            prompt + chat.response_ids(pair.chosen), prompt + chat.response_ids(pair.rejected)
-        )
-        if max(len(both.chosen), len(both.rejected)) <= limit:
-            kept.append(pair)
-            tokens.append(both)
-    if not tokens:
-        raise BadData(f"none of {len(pairs)} preference pairs fits {limit} tokens")
-    everything = np.arange(len(tokens))
-    preferences = entry.train.preferences if entry.train else None
+def expert(training: JudgeTraining) -> tuple[str, float] | None:
+    """The source a judge is good at and its share of each batch; None: all pairs alike."""
+    preferences = training.preferences
     if isinstance(preferences, GoldPreferences):
-        own = np.array([pair.source == preferences.expert for pair in kept])
-        return tokens, Mixture(everything[own], everything[~own], preferences.expert_share)
-    return tokens, Mixture(everything, everything[:0], 1.0)
+        return preferences.expert, preferences.expert_share
+    return None
 
 
 def cache_folder() -> Path:

@@ -35,7 +35,7 @@ STYLE = """
 body{margin:0 auto;padding:1.5rem 1.1rem 4rem;max-width:68rem;background:var(--paper);
 color:var(--ink);font:16px/1.55 system-ui,sans-serif}
 h1{margin:0;font-size:1.6rem;overflow-wrap:anywhere}h2{margin:2.8rem 0 1rem;font-size:1.2rem}
-h3{margin:0 0 .3rem;font-size:.95rem}.soft,dt,figcaption,td small{color:var(--soft)}
+h3{margin:0 0 .3rem;font-size:.95rem}.soft,dt,figcaption{color:var(--soft)}
 .status{font-size:.85rem;font-weight:500;border:1px solid var(--soft);border-radius:1rem;
 padding:.1rem .6rem;vertical-align:.25em}.result{font-size:1.5rem;margin:.6rem 0 0}
 .result+p{margin:0}dl{display:flex;flex-wrap:wrap;gap:.6rem 2rem}dt{font-size:.8rem}dd{margin:0}
@@ -57,7 +57,7 @@ vertical-align:.25em;margin-right:.35rem}.legend .dashed i{border-top-style:dash
 margin:0;text-align:center}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.35rem 1rem .35rem 0;
-border-bottom:1px solid var(--rule)}th{font-weight:500}td small{display:block;line-height:1.35}
+border-bottom:1px solid var(--rule)}th{font-weight:500}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;min-width:9rem}.right{color:var(--s0)}
 .wrong{color:var(--s1)}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.9rem}
 .controls{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:center}

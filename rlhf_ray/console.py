@@ -77,12 +77,18 @@ class View:
                 table.add_column(column, justify="right" if column else "left")
             for mode in ("sampled", "greedy"):
                 before, after = (found[mode][when]["overall"] for when in ("before", "after"))
-                table.add_row(mode, *(f"{100 * x:.1f} %" for x in (before, after)),
-                              f"{100 * (after - before):+.1f}")
+                table.add_row(
+                    mode,
+                    *(f"{100 * x:.1f} %" for x in (before, after)),
+                    f"{100 * (after - before):+.1f}",
+                )
             self.console.print(table)
         self.console.print(
-            f"run       {folder}\nreport    {folder / 'report.html'}\nmodel     {folder / 'final'}\n"
-            f"wall time {row['wall_s']:.0f} s", soft_wrap=True
+            f"run       {folder}\n"
+            f"report    {folder / 'report.html'}\n"
+            f"model     {folder / 'final'}\n"
+            f"wall time {row['wall_s']:.0f} s",
+            soft_wrap=True,
         )
 
     def _evaluation(self, row: Row) -> None:
@@ -109,18 +115,26 @@ class View:
         for place in range(min(SAMPLES, len(report.rollouts))):
             rollout, score = report.rollouts[place], report.combined[place, 0]
             text = f"{rollout.prompt.text!r} -> {rollout.responses[0].text!r}"
-            self.console.print(f"  [dim]{escape(text[:300])}  {escape(names[place])} {score:.2f}[/]")
+            self.console.print(
+                f"  [dim]{escape(text[:300])}  {escape(names[place])} {score:.2f}[/]"
+            )
 
     def _judge(self, row: Row) -> None:
         parts = "  ".join(f"{name} {100 * x:.0f}" for name, x in row["accuracy"].items())
-        self.console.print(f"  judge {escape(row['name'])}: held-out pairs right, %: {escape(parts)}")
+        self.console.print(
+            f"  judge {escape(row['name'])}: held-out pairs right, %: {escape(parts)}"
+        )
 
     def _bars_on(self) -> None:
         if self.console.is_terminal:
             self.bars = Progress(
-                TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
-                TextColumn("loss {task.fields[loss]:.3f}"), TimeElapsedColumn(),
-                console=self.console, transient=True,
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:.0f} %"),
+                TextColumn("loss {task.fields[loss]:.3f}"),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
             )
             self.bars.start()
 

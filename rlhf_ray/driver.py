@@ -85,9 +85,19 @@ class Driver:
     """Runs the rounds. Waves before `done` are already in the record."""
 
     def __init__(
-        self, *, task: Task, contexts: Callable[[Sequence[Prompt]], NDArray[np.float32]],
-        policy: Policy, selector: Selector, judges: Judges, learner: Learner, delivery: Delivery,
-        evaluator: Evaluator, record: Record, loop: Loop, pairs: Pairs,
+        self,
+        *,
+        task: Task,
+        contexts: Callable[[Sequence[Prompt]], NDArray[np.float32]],
+        policy: Policy,
+        selector: Selector,
+        judges: Judges,
+        learner: Learner,
+        delivery: Delivery,
+        evaluator: Evaluator,
+        record: Record,
+        loop: Loop,
+        pairs: Pairs,
     ) -> None:
         self.task, self.contexts, self.policy, self.selector = task, contexts, policy, selector
         self.judges, self.learner, self.delivery = judges, learner, delivery
@@ -111,8 +121,11 @@ class Driver:
         scores = self.judges.score(step, choices, rollouts)
         combined = self.selector.combine(choices, scores.values)
         pairs, ties = build_pairs(
-            rollouts, combined, choices.names(),
-            kind=self.pairs.kind, per_prompt=self.pairs.per_prompt,
+            rollouts,
+            combined,
+            choices.names(),
+            kind=self.pairs.kind,
+            per_prompt=self.pairs.per_prompt,
         )
         update = self.learner.update(step, pairs)
         signals = credit(pairs, update.losses, len(prompts))
@@ -137,4 +150,6 @@ def credit(pairs: Sequence[Pair], losses: Floats, num_prompts: int) -> Floats:
     rows = [pair.prompt_index for pair in pairs]
     np.add.at(totals, rows, losses)
     np.add.at(counts, rows, 1.0)
-    return -np.divide(totals, counts, out=np.full(num_prompts, np.nan), where=counts > 0)
+    means: Floats = np.full(num_prompts, np.nan)
+    np.divide(totals, counts, out=means, where=counts > 0)
+    return -means

@@ -3,10 +3,9 @@
 The only file of `rlhf_ray` that names `actors`.
 """
 
-import io
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,193 +25,227 @@ from rlhf_ray.bootstrap import Bootstrap, Task
 from rlhf_ray.config.resources import check_against_cluster, plan
 from rlhf_ray.config.schema import BradleyTerryJudge, FileData, GoldData, Recipe
 from rlhf_ray.console import View
-from rlhf_ray.data.baselines import HashedNgrams, longer_response_accuracy
 from rlhf_ray.data.batches import Tokens
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.task import FileTask
 from rlhf_ray.driver import Driver, steps
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.folder import RunFolder
-from rlhf_ray.durable.fsio import atomic_write
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.record import RunRecord
-from rlhf_ray.durable.recorded import RecordedEvaluator, RecordedJudges, RecordedPolicy, replay
+from rlhf_ray.durable.recorded import (
+    RecordedEvaluator,
+    RecordedJudges,
+    RecordedPolicy,
+    recorded_contexts,
+    replay,
+    resume_point,
+)
 from rlhf_ray.evaluation import HeldOut
 from rlhf_ray.gold.task import GoldTask
-from rlhf_ray.messages import Preference, Prompt
-from rlhf_ray.metrics import Clock, summary
-from rlhf_ray.report import write_report
+from rlhf_ray.messages import Prompt
+from rlhf_ray.metrics import Clock, Row
+from rlhf_ray.results import judge_row, leave_results
 from rlhf_ray.rollouts.context import Contexts
 from rlhf_ray.training.builders import policy_trainer
 
 
-class Run:
-    """One run in one folder, from its parts to its report."""
+def run(recipe: Recipe, run_dir: Path) -> None:
+    """Run a recipe in its folder; the same call resumes it."""
+    began, view = time.perf_counter(), View()
+    folder, task = RunFolder(run_dir, recipe), build_task(recipe)
+    with on_cluster(recipe, view):
+        models = Models(recipe, task, folder.path, view)
+        models.start()
+        rows = train(models, folder.path)
+        models.learners.export(folder.path / "final", models.start_policy)
+        view.end(folder.path, leave_results(recipe, folder.path, rows, time.perf_counter() - began))
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, view: View) -> None:
-        self.recipe, self.folder, self.view = recipe, folder, view
-        self.began = time.perf_counter()
-        self.logs = folder.path / "logs"
-        self.task = build_task(recipe)
-        self.journal = Journal(folder.path / "journal")
-        self.checkpoints = Checkpoints(folder.path / "checkpoints", recipe.checkpoints.keep)
 
-    def go(self) -> None:
-        """Make or load the models, start the engines, run the rounds, leave the results."""
-        recipe, view = self.recipe, self.view
+def train_judges(recipe: Recipe, run_dir: Path) -> None:
+    """Train the recipe's judges into `judges/<name>` and report their held-out accuracy."""
+    view = View()
+    folder, task = RunFolder(run_dir, recipe), build_task(recipe)
+    with on_cluster(recipe, view):
+        models = Models(recipe, task, folder.path, view)
+        models.start()
+        for row in models.judge_rows(known=()):
+            view.row(row, None)
+    view.say(f"judges    {folder.path / 'judges'}")
+
+
+class Models:
+    """The actors of a run, each started with the models it holds."""
+
+    def __init__(self, recipe: Recipe, task: Task, folder: Path, view: View) -> None:
+        self.recipe, self.task, self.folder, self.view = recipe, task, folder, view
+
+    def start(self) -> None:
+        """Learners, then the start policy, the engines that sample from it, and the judges."""
+        recipe, view, logs = self.recipe, self.view, self.folder / "logs"
         with view.phase("learners ready"):
-            warm = recipe.loop.warm_waves
             self.learners = Learners(
-                recipe.learner, recipe.timeouts, seed=recipe.seed, warm_waves=warm, logs=self.logs
+                recipe.learner,
+                recipe.timeouts,
+                seed=recipe.seed,
+                warm_waves=recipe.loop.warm_waves,
+                logs=logs,
             )
-        boot = Bootstrap(recipe, self.task, self.learners, self.folder.path, view.progress)
+        self.boot = Bootstrap(recipe, self.task, self.learners, self.folder, view.progress)
+        trust = recipe.policy.trust_remote_code
         with view.phase("policy ready"):
-            self.start = boot.policy()
-            self.chat = Chat.load(
-                self.start, trust_remote_code=recipe.policy.trust_remote_code
-            )
+            self.start_policy = self.boot.policy()
+            self.chat = Chat.load(self.start_policy, trust_remote_code=trust)
             if isinstance(self.task, FileTask):
                 self.task.fit(lambda text: len(self.chat.prompt_ids(text)))
         with view.phase("rollout engines ready"):
-            self.rollouts = self._rollouts()
+            self.rollouts = Rollouts(
+                self.start_policy,
+                self.chat,
+                recipe.rollouts,
+                recipe.timeouts,
+                max_model_len=model_length(recipe),
+                precision=recipe.learner.precision,
+                backend=weight_backend(recipe),
+                seed=recipe.seed,
+                trust_remote_code=trust,
+                logs=logs,
+            )
         with view.phase("judges ready"):
             paths = {
-                name: boot.judge(name, self.start, self.rollouts.generate)
-                for name, entry in recipe.judges.items() if isinstance(entry, BradleyTerryJudge)
+                name: self.boot.judge(name, self.start_policy, self.rollouts.generate)
+                for name in self._bradley_terry()
             }
             self.judges = Judges(
-                recipe.judges, paths, recipe.judge_fleet, recipe.timeouts, logs=self.logs
+                recipe.judges, paths, recipe.judge_fleet, recipe.timeouts, logs=logs
             )
-        with view.phase("policy trainer ready"):
-            done = self._policy_trainer()
-        record, driver = self._driver(done)
-        self._judge_rows(boot, record)
-        driver.run(done)
-        self._finish(record)
 
-    def _rollouts(self) -> Rollouts:
-        recipe = self.recipe
-        return Rollouts(
-            self.start, self.chat, recipe.rollouts, recipe.timeouts,
-            max_model_len=model_length(recipe), precision=recipe.learner.precision,
-            backend=weight_backend(recipe), seed=recipe.seed, logs=self.logs,
-            trust_remote_code=recipe.policy.trust_remote_code,
-        )
+    def judge_rows(self, known: Sequence[str]) -> Iterator[Row]:
+        """Held-out accuracy of each judge trained here, beside two baselines."""
+        for name, entry in self._bradley_terry().items():
+            if entry.train is None or name in known:
+                continue
+            train, held_out = self.boot.pairs(entry.train, self.rollouts.generate)
+            if held_out:
+                accuracy, seed = self.judges.accuracy, self.recipe.seed
+                yield judge_row(name, accuracy, train, held_out, seed=seed)
 
-    def _policy_trainer(self) -> int:
-        """The learner at the newest checkpoint; waves that are done."""
+    def train_policy(self) -> None:
+        """The learners turn from bootstrap to the policy itself."""
         recipe, loop = self.recipe, self.recipe.loop
-        updates = loop.rounds * loop.waves - loop.warm_waves
+        updates = max(1, loop.rounds * loop.waves - loop.warm_waves) * recipe.learner.epochs
         self.learners.begin(
             partial(
-                policy_trainer, self.start, recipe.learner, pad_id=self.chat.pad_id,
-                total_steps=max(1, updates) * recipe.learner.epochs,
+                policy_trainer,
+                self.start_policy,
+                recipe.learner,
+                pad_id=self.chat.pad_id,
+                total_steps=updates,
                 trust_remote_code=recipe.policy.trust_remote_code,
             )
         )
-        self.contexts = self._contexts()
-        found = self.checkpoints.newest()
-        if found is None:
-            return 0
-        path, extra = found
-        self.learners.restore(path, extra["policy_version"])
-        self.view.say(f"resuming after wave {extra['done']} from {path}")
-        return int(extra["done"])
 
-    def _contexts(self) -> Contexts:
-        """Contexts of all prompts to come, under the start policy; kept for a resumed run."""
-        loop, context = self.recipe.loop, self.recipe.context
-        planned = [
-            prompt for round in range(loop.rounds) for step in steps(loop, round)
-            for prompt in self.task.wave(step, loop.prompts)
+    def embed(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        """[P, H] hidden states of the policy as it stands."""
+        return self.learners.embed([self.chat.prompt_ids(prompt.text) for prompt in prompts])
+
+    def delivery(self) -> Delivery:
+        recipe = self.recipe
+        probes = [
+            self.chat.prompt_ids(prompt.text)
+            for prompt in self.task.held_out(recipe.weights.probes)
         ]
-        path = self.folder.path / "contexts.npy"
-        if path.is_file():
-            ids = list({prompt.id: None for prompt in planned})
-            return Contexts(ids, np.load(path, allow_pickle=False))
-
-        def embed(prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-            return self.learners.embed([self.chat.prompt_ids(p.text) for p in prompts])
-
-        contexts = Contexts.of(planned, embed, width=context.width, sample=context.sample)
-        buffer = io.BytesIO()
-        np.save(buffer, contexts.vectors, allow_pickle=False)
-        atomic_write(path, buffer.getvalue())
-        return contexts
-
-    def _driver(self, done: int) -> tuple[RunRecord, Driver]:
-        recipe, clock, journal = self.recipe, Clock(), self.journal
-        names = tuple(recipe.judges)
-        selector = build_selector(recipe, names)
-        replay(journal, selector.learn, names, done)
-        delivery = Delivery(
-            self.learners, self.rollouts, recipe.weights, self._probes(),
-            tolerance=recipe.weights.tolerance or (
-                1e-4 if recipe.learner.precision == "fp32" else 0.1
-            ),
+        return Delivery(
+            self.learners,
+            self.rollouts.workers,
+            recipe.weights,
+            [Tokens(ids, max(1, len(ids) // 2)) for ids in probes],
+            backend=weight_backend(recipe),
+            tensor_parallel=recipe.rollouts.tensor_parallel,
+            tolerance=recipe.weights.tolerance
+            or (1e-4 if recipe.learner.precision == "fp32" else 0.1),
             timeout_s=recipe.timeouts.sync_s,
         )
-        delivery.deliver(self.learners.version)
-        record = RunRecord(
-            self.folder.path, journal, self.checkpoints, save=self.learners.save,
-            show=self.view.row, clock=clock, settings=recipe.checkpoints, loop=recipe.loop, done=done,
-        )
-        generate = clock.timed(self.rollouts, "generate").generate
-        held_out = self.task.held_out(recipe.evaluate.prompts)
-        policy = RecordedPolicy(
-            generate, recipe.rollouts.responses, journal, self.folder.path / "rollouts"
-        )
-        measure = HeldOut(self.rollouts, held_out, recipe.evaluate.samples).measure
-        return record, Driver(
-            task=self.task, contexts=self.contexts, policy=policy,
-            selector=clock.timed(selector, "choose"),
-            judges=RecordedJudges(clock.timed(self.judges, "score").score, journal),
-            learner=clock.timed(self.learners, "update"),
-            delivery=clock.timed(delivery, "sync"),
-            evaluator=RecordedEvaluator(measure, journal),
-            record=record, loop=recipe.loop, pairs=recipe.pairs,
-        )
 
-    def _probes(self) -> list[Tokens]:
-        """Sequences both sides are compared on after a delivery: prompts with their own tails."""
-        prompts = self.task.held_out(self.recipe.weights.probes)
-        ids = [self.chat.prompt_ids(prompt.text) for prompt in prompts]
-        return [Tokens(one, max(1, len(one) // 2)) for one in ids]
-
-    def _judge_rows(self, boot: Bootstrap, record: RunRecord) -> None:
-        """Held-out accuracy of each judge trained here, beside two baselines; once per run."""
-        known = {row["name"] for row in record.rows if row["kind"] == "judge"}
-        for name, entry in self.recipe.judges.items():
-            if not isinstance(entry, BradleyTerryJudge) or entry.train is None or name in known:
-                continue
-            train, held_out = boot.pairs(entry.train, self.rollouts.generate)
-            if held_out:
-                record.add(judge_row(name, self.judges, train, held_out, self.recipe.seed))
-
-    def _finish(self, record: RunRecord) -> None:
-        path = self.folder.path
-        self.learners.export(path / "final", self.start)
-        found = summary(record.rows, status="completed", wall_s=time.perf_counter() - self.began)
-        atomic_write(path / "final" / "README.md", model_card(self.recipe, found).encode())
-        atomic_write(path / "summary.json", json.dumps(found, indent=2).encode())
-        write_report(path)
-        self.view.end(path, found)
+    def _bradley_terry(self) -> dict[str, BradleyTerryJudge]:
+        judges = self.recipe.judges.items()
+        return {name: entry for name, entry in judges if isinstance(entry, BradleyTerryJudge)}
 
 
-def run(recipe: Recipe, run_dir: Path) -> None:
-    """Run a recipe in its folder; the same call resumes it."""
+def train(models: Models, folder: Path) -> list[Row]:
+    """The rounds, from wherever the run folder says they stand; all rows of metrics."""
+    recipe, task, view = models.recipe, models.task, models.view
+    journal = Journal(folder / "journal")
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoints.keep)
+    clock, names = Clock(), tuple(recipe.judges)
+    with view.phase("policy trainer ready"):
+        models.train_policy()
+        # Before the checkpoint is loaded: contexts are those of the start policy.
+        contexts = recorded_contexts(folder / "contexts.npy", partial(make_contexts, models))
+        done, version, path = resume_point(checkpoints, journal)
+        if path is not None:
+            models.learners.restore(path, version)
+        selector = build_selector(recipe, names)
+        replay(journal, selector.learn, names, done)
+        delivery = models.delivery()
+        delivery.deliver(version)
+    if path is not None:
+        view.say(f"resuming after wave {done} from {path}")
+    record = RunRecord(
+        folder,
+        journal,
+        checkpoints,
+        save=models.learners.save,
+        show=view.row,
+        clock=clock,
+        settings=recipe.checkpoints,
+        loop=recipe.loop,
+        done=done,
+    )
+    for row in models.judge_rows(known=record.judges()):
+        record.add(row)
+    generate = clock.timed(models.rollouts, "generate").generate
+    held_out = task.held_out(recipe.evaluate.prompts)
+    evaluator = HeldOut(models.rollouts, held_out, recipe.evaluate.samples)
+    Driver(
+        task=task,
+        contexts=contexts,
+        policy=RecordedPolicy(generate, recipe.rollouts.responses, journal, folder / "rollouts"),
+        selector=clock.timed(selector, "choose"),
+        judges=RecordedJudges(clock.timed(models.judges, "score").score, journal),
+        learner=clock.timed(models.learners, "update"),
+        delivery=clock.timed(delivery, "sync"),
+        evaluator=RecordedEvaluator(evaluator.measure, journal),
+        record=record,
+        loop=recipe.loop,
+        pairs=recipe.pairs,
+    ).run(done)
+    return record.rows
+
+
+def make_contexts(models: Models, known: NDArray[np.float32] | None) -> Contexts:
+    """Contexts of every prompt the run will ask; `known` vectors are not computed again."""
+    loop, context = models.recipe.loop, models.recipe.context
+    planned = [
+        prompt
+        for round in range(loop.rounds)
+        for step in steps(loop, round)
+        for prompt in models.task.wave(step, loop.prompts)
+    ]
+    if known is not None:
+        return Contexts(list({prompt.id: None for prompt in planned}), known)
+    return Contexts.of(planned, models.embed, width=context.width, sample=context.sample)
+
+
+@contextmanager
+def on_cluster(recipe: Recipe, view: View) -> Iterator[None]:
+    """Join or start Ray, and refuse what it cannot hold before any model is loaded."""
     check_import()
-    view, wanted = View(), plan(recipe)
-    folder = RunFolder(run_dir, recipe)
-    one = Run(recipe, folder, view)
-    with view.phase("Ray ready"):
-        connection = cluster(wanted.total_cpus)
-        view.say(f"  {connection.__enter__()}")
-    try:
+    wanted = plan(recipe)
+    with cluster(wanted.total_cpus) as address:
+        view.say(f"Ray: {address}")
         check_against_cluster(wanted, *totals())
-        one.go()
-    finally:
-        connection.__exit__(None, None, None)
+        yield
 
 
 def build_task(recipe: Recipe) -> Any:
@@ -234,23 +267,6 @@ def weight_backend(recipe: Recipe) -> str:
     return recipe.weights.backend or ("nccl" if recipe.rollouts.num_gpus else "host")
 
 
-def judge_row(
-    name: str, judges: Judges, train: Sequence[Preference], held_out: Sequence[Preference], seed: int
-) -> dict[str, Any]:
-    """A judge's held-out accuracy per source, beside length and a linear n-gram model."""
-    baseline = HashedNgrams(seed=seed)
-    baseline.fit(train)
-    sources = [pair.source for pair in held_out]
-    return {
-        "kind": "judge",
-        "name": name,
-        "accuracy": judges.accuracy(name, held_out),
-        "longer_response": longer_response_accuracy(held_out),
-        "ngram": baseline.accuracy(held_out),
-        "pairs": {source: sources.count(source) for source in sorted(set(sources))},
-    }
-
-
 def check_import() -> None:
     """`actors` is a common name: say so when somebody else's package is found first."""
     ours = Path(rlhf_ray.__file__).parent.parent / "actors"
@@ -260,24 +276,3 @@ def check_import() -> None:
             f"'actors' was imported from {found}, not from {ours}; something else on sys.path has "
             "that name: run from another folder or use the `rlhf-ray` command"
         )
-
-
-def model_card(recipe: Recipe, found: dict[str, Any]) -> str:
-    """What the folder is and how it came to be, for the hub and for people."""
-    accuracy = found["gold_accuracy"]
-    lines = [
-        "---", "library_name: transformers", "pipeline_tag: text-generation",
-        "tags: [rlhf, dpo, generated_from_trainer]", "---", f"# {recipe.name}", "",
-        f"Trained with rlhf_ray {rlhf_ray.__version__}: {found['rounds']} round(s), "
-        f"{found['waves']} waves, seed {recipe.seed}, judges {', '.join(recipe.judges)} chosen by "
-        f"{recipe.bandit.kind}, loss {recipe.learner.loss} (beta {recipe.learner.beta}, "
-        f"NLL weight {recipe.learner.nll_weight}).",
-    ]
-    if accuracy:
-        lines += ["", "| held-out gold accuracy | before | after |", "|---|---|---|"]
-        lines += [
-            f"| {mode} | {accuracy[mode]['before']['overall']:.3f} "
-            f"| {accuracy[mode]['after']['overall']:.3f} |"
-            for mode in ("sampled", "greedy")
-        ]
-    return "\n".join([*lines, ""])

@@ -50,7 +50,7 @@ class _Timed:
 
 
 def gold_scores(rollouts: Sequence[Rollout]) -> Floats:
-    """[P, K] exact gold reward, NaN for prompts without an answer. For reading, never for training."""
+    """[P, K] exact gold reward, NaN without an answer. For reading, never for training."""
     return np.array(
         [
             [

@@ -16,7 +16,8 @@ import numpy as np
 
 from rlhf_ray import charts
 from rlhf_ray.charts import Floats, Series, duration, number
-from rlhf_ray.errors import BadData, StorageFailed
+from rlhf_ray.durable.fsio import atomic_write
+from rlhf_ray.errors import BadData
 
 Row = dict[str, Any]
 Scored = dict[str, list[tuple[float | None, float | None]]]
@@ -52,13 +53,8 @@ def write_report(run_dir: Path) -> Path:
     What an unfinished run does not hold yet is said on the page, and so is what cannot be read.
     Raises `BadData` if `run_dir` is no run folder, `StorageFailed` if it cannot be written.
     """
-    page, target = render(read_run(run_dir)), run_dir / "report.html"
-    try:
-        target.write_bytes(page.encode())
-    except OSError as error:
-        raise StorageFailed(
-            f"report {target} cannot be written ({error}); make room or allow it, then ask again"
-        ) from error
+    target = run_dir / "report.html"
+    atomic_write(target, render(read_run(run_dir)).encode())
     return target
 
 
@@ -193,11 +189,11 @@ def _result(before: float, after: float) -> str:
 
 def _before_and_after(run: Run) -> Floats:
     """[2] sampled gold accuracy; the second is the latest so far while the run goes on."""
-    ends = (run.summary.get("gold_accuracy") or {}).get("sampled")
-    if ends:
-        return _reals((ends.get(when) or {}).get("overall") for when in ("before", "after"))
-    found = [row["sampled"]["overall"] for row in run.evaluations]
-    return _reals([*found[:1], *found[1:][-1:], None, None][:2])
+    if run.evaluations:
+        found = [row["sampled"]["overall"] for row in run.evaluations]
+        return _reals([found[0], found[-1] if len(found) > 1 else None])
+    ends = (run.summary.get("gold_accuracy") or {}).get("sampled") or {}
+    return _reals((ends.get(when) or {}).get("overall") for when in ("before", "after"))
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -205,14 +201,16 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     logged = duration(sum(sum(wave["seconds"].values()) for wave in waves))
     facts = [("wall time", f"{logged} in waves so far" if wall is None else duration(wall))]
     if waves:
-        speed = float(np.mean([wave["tokens_per_s"] for wave in waves]))
-        differences = [row["sync_difference"] for row in waves if row.get("sync_difference")]
+        drift = _reals(wave.get("sync_difference") for wave in waves)
         facts += [
             ("waves", f"{len(waves)} in {len({wave['round'] for wave in waves})} rounds"),
             ("preference pairs", f"{sum(wave['pairs'] for wave in waves):,}"),
-            ("sampling", f"{number(speed)} tokens/s"),
-            ("largest sync difference", f"{max(differences, default=0.0):.1e}"),
+            ("largest sync difference", f"{np.fmax.reduce(drift):.1e} in log-probability"),
         ]
+    sampling_s = sum(wave["seconds"].get("generate", 0.0) for wave in waves)
+    if sampling_s:
+        speed = sum(wave["tokens"] for wave in waves) / sampling_s
+        facts.append(("sampling", f"{number(speed)} tokens/s"))
     return facts
 
 
@@ -256,10 +254,11 @@ def _wave_chart(
 
 
 def _learning_charts(run: Run) -> str:
-    loss = {key: _reals(row.get(key) for row in run.waves) for key in ("loss", "dpo", "nll")}
-    drift = {"KL": _reals(row.get("kl") for row in run.waves)}
-    made = _wave_chart(run, "Loss", loss, "loss per pair (nats)")
-    return made + _wave_chart(run, "Distance from the reference policy", drift, "KL (nats)")
+    parts = ("loss", "preference_loss", "dpo", "nll")
+    loss = {name: _reals(row.get(name) for row in run.waves) for name in parts}
+    kl = {"KL": _reals(row.get("kl") for row in run.waves)}
+    made = _wave_chart(run, "Loss", loss, "loss per pair")
+    return made + _wave_chart(run, "Distance from the reference policy", kl, "KL (nats per token)")
 
 
 def _choice_charts(run: Run) -> str:
@@ -319,7 +318,7 @@ def _judge_table(judges: list[Row]) -> str:
             cells = ["–" if x is None else f"{100 * x:.1f} %" for x in (accuracy, *beside)]
             if best[source] == row["name"]:
                 cells[0] = f"<strong>{cells[0]} ★</strong>"
-            cells = [escape(row["name"]), escape(source), *cells, f"{row['pairs'][source]:,}"]
+            cells = [escape(row["name"]), escape(source), *cells, str(row["pairs"][source])]
             rows += f"<tr><td>{'</td><td>'.join(cells)}</td></tr>"
     return JUDGES.format(rows=rows) if rows else charts.empty("Held-out accuracy of the judges")
 
@@ -382,8 +381,9 @@ VIEWER = """<div class="controls">
 <label>judge <select id="arm"><option>all</option></select></label>
 <button id="previous">← previous</button><button id="next">next →</button>
 <span class="soft" id="position"></span></div><p class="soft" id="about"></p>
-<p class="text" id="prompt"></p><p class="text soft" id="answer"></p><table><thead><tr><th>score</th>
-<th>gold</th><th>tokens</th><th>response</th></tr></thead><tbody id="responses"></tbody></table>
+<p class="text" id="prompt"></p><p class="text soft" id="answer"></p><table>
+<thead><tr><th>score</th><th>gold</th><th>tokens</th><th>response</th></tr></thead>
+<tbody id="responses"></tbody></table>
 <script type="application/json" id="samples">{data}</script><script>{script}</script>"""
 
 # The policy lets this one script run and nothing else, whatever a response may contain.

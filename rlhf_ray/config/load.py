@@ -51,9 +51,8 @@ def load_recipe(
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every value, in the order of the schema; loading it gives it back."""
-    return yaml.dump(
-        recipe.model_dump(mode="json"), Dumper=_Writer, sort_keys=False, allow_unicode=True
-    )
+    # Unescaped, PyYAML writes Unicode's line breaks so that they read back as spaces.
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Writer, sort_keys=False)
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -110,7 +109,7 @@ class _Draft:
         node = self.tree
         for depth, key in enumerate(keys[:-1], start=1):
             if node.get(key) is None:
-                node[key] = {}
+                node[key] = _default_kind(key) if depth == 1 else {}
                 self.places[keys[:depth]] = where
             if not isinstance(node[key], dict):
                 above = ".".join(keys[:depth])
@@ -174,7 +173,7 @@ class _Draft:
         merged: dict[str, Any] = {}
         for one in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
             if isinstance(one, yaml.MappingNode):
-                merged |= self._mapping(one, (*keys, "<<"), place)
+                merged |= self._value(one, (*keys, "<<"), place)
             else:
                 self.problems.append(f"{place(one)}: '<<' takes the alias of a section")
         return merged
@@ -188,6 +187,13 @@ class _Draft:
         for one in error.errors(include_url=False):
             keys, holder = _followed(one["loc"], self.tree)
             yield f"{self._where(keys)}: {_sentence(dict(one), keys, holder)}"
+
+
+def _default_kind(name: str) -> dict[str, Any]:
+    """`bandit.alpha=1` says enough where the recipe leaves the bandit to its default."""
+    field = Recipe.model_fields.get(name)
+    kind = getattr(field.default, "kind", None) if field else None
+    return {"kind": kind} if kind else {}
 
 
 def _text(path: Path) -> str:

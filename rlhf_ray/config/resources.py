@@ -178,7 +178,8 @@ def _amounts(recipe: Recipe) -> Iterator[str]:
         yield f"context.width {context.width} exceeds the hidden size {hidden} of {of}; lower it"
     prompt, response = _prompt_tokens(recipe), recipe.rollouts.max_tokens
     if isinstance(places, int) and places < prompt + response:
-        yield f"{of} has {places} positions, prompts take {prompt}, rollouts.max_tokens {response}"
+        need = f"{prompt} per prompt and rollouts.max_tokens {response} per response"
+        yield f"{of} has {places} positions, needed are {need}; shorten these or take more"
 
 
 def _devices(recipe: Recipe) -> Iterator[str]:
@@ -211,9 +212,8 @@ def _judges(recipe: Recipe) -> Iterator[str]:
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
-    data, files, folder = recipe.data, dict[str, str | None](), Path()
+    data, files = recipe.data, dict[str, str | None]()
     if isinstance(data, FileData):
-        folder = data.dir or folder
         if recipe.policy.supervised and data.demonstrations is None:
             yield "policy.supervised needs data.demonstrations; add them or drop policy.supervised"
         for key in ("prompts", "prompts_held_out", "demonstrations", "demonstrations_held_out"):
@@ -226,7 +226,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
             for key in ("train", "held_out"):
                 files[f"judges.{name}.train.preferences.{key}"] = getattr(train.preferences, key)
     for key, file in files.items():
-        yield from _records(key, file, folder)
+        yield from _records(key, file, getattr(data, "dir", None) or Path())
 
 
 def _records(key: str, name: str | None, folder: Path) -> Iterator[str]:
@@ -248,7 +248,7 @@ def _models_on_disk(recipe: Recipe) -> Iterator[str]:
     if path is not None:
         yield from _folder("policy.path", path)
         if kinds := _others(path, "ForCausalLM", "LMHeadModel"):
-            yield f"policy.path {path} holds {kinds}; give a causal language model"
+            yield f"policy.path {path} holds {kinds}, not a causal language model; give one"
     for name, judge in recipe.judges.items():
         if isinstance(judge, BradleyTerryJudge) and judge.path is not None:
             yield from _folder(f"judges.{name}.path", judge.path)
@@ -343,8 +343,8 @@ def _policy_parameters(recipe: Recipe) -> int | None:
     path, scratch = recipe.policy.path, recipe.policy.scratch
     if path is not None:
         weights = sum(one.stat().st_size for one in Path(path).glob("*.safetensors"))
-        kind = (config := _config(path)).get("dtype") or config.get("torch_dtype")
-        return weights // (4 if kind == "float32" else 2) or None
+        kinds = [_config(path).get(key) for key in ("dtype", "torch_dtype")]
+        return weights // (4 if "float32" in kinds else 2) or None
     # A Llama with tied embeddings: attention, three matrices and two norms per layer.
     vocabulary = scratch.vocab_size if scratch.tokenizer == "bpe" else CHARACTERS
     width = scratch.hidden_size

@@ -291,7 +291,7 @@ class Pairs(Section):
 
     kind: Literal["best_worst", "top"] = "best_worst"
     per_prompt: Count = 2
-    """`best_worst`: the i-th best against the i-th worst. `top`: the best ones against the worst."""
+    """`best_worst`: the i-th best against the i-th worst. `top`: the pairs of largest margin."""
 
 
 class Learner(Section):

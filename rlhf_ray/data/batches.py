@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_ray.keys import generator
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,6 +23,14 @@ class Tokens:
     ids: tuple[int, ...]
     start: int
     """Index of the response's first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """A labelled pair as token ids, prompt included in both."""
+
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
 
 
 def length_buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -56,23 +66,37 @@ def pad(sequences: Sequence[Sequence[int]], pad_id: int) -> "tuple[torch.Tensor,
     return ids, torch.tensor(lengths, dtype=torch.int64)
 
 
-def epoch_order(size: int, batch: int, step: int, rng: "EpochRng") -> NDArray[np.int64]:
+def epoch_order(size: int, batch: int, step: int, *, seed: int, purpose: str) -> NDArray[np.int64]:
     """[batch] indices of training step `step`: consecutive slices of an endless keyed shuffle."""
     positions = np.arange(step * batch, (step + 1) * batch)
     epochs = positions // size
     return np.concatenate(
-        [rng(int(epoch)).permutation(size)[positions[epochs == epoch] % size]
-         for epoch in np.unique(epochs)]
+        [
+            generator(seed, purpose, int(epoch)).permutation(size)[
+                positions[epochs == epoch] % size
+            ]
+            for epoch in np.unique(epochs)
+        ]
     )
 
 
-class EpochRng:
-    """The generator of each epoch, drawn from its key."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Mixture:
+    """Which pairs a batch is drawn from: a share of the expert's own, the rest of the others."""
 
-    def __init__(self, seed: int, purpose: str) -> None:
-        self.seed, self.purpose = seed, purpose
+    expert: NDArray[np.int64]
+    others: NDArray[np.int64]
+    share: float
 
-    def __call__(self, epoch: int) -> np.random.Generator:
-        from rlhf_ray.keys import generator
-
-        return generator(self.seed, self.purpose, epoch)
+    def rows(self, step: int, batch: int, seed: int) -> NDArray[np.int64]:
+        """[batch] pair indices of training step `step`."""
+        own = round(batch * self.share) if len(self.others) else batch
+        parts = [
+            pool[epoch_order(len(pool), size, step, seed=seed, purpose=f"judge-{name}")]
+            for name, pool, size in (
+                ("expert", self.expert, own),
+                ("others", self.others, batch - own),
+            )
+            if size
+        ]
+        return np.concatenate(parts)

@@ -82,7 +82,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if raw.strip():
+                if raw := raw.rstrip():
                     where = f"{path}:{number}"
                     yield where, _object(_parsed(raw, path, number), where)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Files as a task: prompts, demonstrations and preferences the user brings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rlhf_ray.config.schema import FileData, FilePreferences
@@ -53,8 +53,3 @@ class FileTask:
         train = load_preferences(settings.train, self.data.dir, settings.sources)
         held_out = load_preferences(settings.held_out, self.data.dir) if settings.held_out else []
         return train, held_out
-
-
-def texts(examples: Sequence[Example]) -> list[str]:
-    """What a tokenizer is fitted on."""
-    return [text for example in examples for text in (example.prompt, example.response)]

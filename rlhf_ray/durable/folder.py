@@ -65,5 +65,8 @@ class RunFolder:
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {key: value for name, part in tree.items()
-            for key, value in _flat(part, f"{prefix}{name}.").items()}
+    return {
+        key: value
+        for name, part in tree.items()
+        for key, value in _flat(part, f"{prefix}{name}.").items()
+    }

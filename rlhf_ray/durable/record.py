@@ -24,14 +24,24 @@ class RunRecord:
     """Keeps every wave of one run; `show` is told each row as it is written."""
 
     def __init__(
-        self, folder: Path, journal: Journal, checkpoints: Checkpoints, *,
-        save: Callable[[Path], None], show: Callable[[Row, WaveReport | None], None],
-        clock: Clock, settings: Settings, loop: Loop, done: int,
+        self,
+        folder: Path,
+        journal: Journal,
+        checkpoints: Checkpoints,
+        *,
+        save: Callable[[Path], None],
+        show: Callable[[Row, WaveReport | None], None],
+        clock: Clock,
+        settings: Settings,
+        loop: Loop,
+        done: int,
     ) -> None:
         self.folder, self.journal, self.checkpoints = folder, journal, checkpoints
         self.save, self.show, self.clock = save, show, clock
         self.every, self.last = settings.every_waves, loop.rounds * loop.waves - 1
-        self.rows = _committed(folder / "metrics.jsonl", done)
+        self.path = folder / "metrics.jsonl"
+        self.rows = _committed(self.path, done)
+        atomic_write(self.path, "".join(map(_line, self.rows)).encode())
         self.began = time.perf_counter()
 
     def commit(self, report: WaveReport) -> None:
@@ -39,7 +49,9 @@ class RunRecord:
         step, gold = report.step, gold_scores(report.rollouts)
         write_rows(self.folder / "samples" / f"{step}.parquet", sample_rows(report, gold))
         if report.pairs:
-            write_rows(self.folder / "pairs" / f"{step}.parquet", pair_rows(str(step), report.pairs))
+            write_rows(
+                self.folder / "pairs" / f"{step}.parquet", pair_rows(str(step), report.pairs)
+            )
         body = {"index": step.index} | choice_body(report.choices, report.signals)
         self.journal.append("learn", str(step), body)
         row = wave_row(report)
@@ -59,9 +71,15 @@ class RunRecord:
         self.began = time.perf_counter()
 
     def add(self, row: Row, report: WaveReport | None = None) -> None:
+        """One more row of metrics. They are derived: what must survive is in the journal."""
         self.rows.append(row)
-        _write(self.folder / "metrics.jsonl", self.rows)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
         self.show(row, report)
+
+    def judges(self) -> list[str]:
+        """Judges whose held-out accuracy is known."""
+        return [row["name"] for row in self.rows if row["kind"] == "judge"]
 
     def _checkpoint(self, report: WaveReport) -> None:
         index = report.step.index
@@ -82,5 +100,5 @@ def _committed(path: Path, done: int) -> list[Row]:
     return [row for row in rows if row["kind"] != "wave" or row["index"] < done]
 
 
-def _write(path: Path, rows: list[Row]) -> None:
-    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"

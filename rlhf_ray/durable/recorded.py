@@ -1,21 +1,25 @@
 """Roles that remember: the same protocol, but what the journal holds is returned, not done again.
 
-The driver does not know. After a crash the steps since the last checkpoint run again: their rollouts
-and scores come from here, only the updates (whose weights died) are computed once more.
+The driver does not know. After a crash the steps since the last checkpoint run again: their
+rollouts and scores come from here, only the updates (whose weights died) are computed once more.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rlhf_ray.durable.fsio import sha256_of
+from rlhf_ray.durable.checkpoint import Checkpoints
+from rlhf_ray.durable.fsio import atomic_write, sha256_of
 from rlhf_ray.durable.journal import Journal, decode_array, encode_array
 from rlhf_ray.durable.samples import read_rollouts, write_rollouts
 from rlhf_ray.errors import BadData
-from rlhf_ray.messages import Accuracy, Choices, Evaluation, Prompt, Rollout, Scores, Step
+from rlhf_ray.messages import Accuracy, Choices, Evaluation, Floats, Prompt, Rollout, Scores, Step
 from rlhf_ray.metrics import evaluation_row
+from rlhf_ray.rollouts.context import Contexts
 
 
 class RecordedPolicy:
@@ -30,7 +34,8 @@ class RecordedPolicy:
     def generate(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout]:
         """Raises BadData when a recorded file is not what was recorded."""
         path = self.folder / f"{step}.parquet"
-        if known := self.journal.find("rollouts", str(step)):
+        known = self.journal.find("rollouts", str(step))
+        if known:
             if not path.is_file() or sha256_of(path) != known["sha256"]:
                 raise BadData(
                     f"{path} is missing or changed since it was sampled; restore it from a copy"
@@ -72,7 +77,7 @@ class RecordedEvaluator:
         return evaluation
 
 
-def choice_body(choices: Choices, signals: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+def choice_body(choices: Choices, signals: Floats) -> dict[str, Any]:
     """A step's choice and its credit, from which a bandit can be folded."""
     return {
         "contexts": encode_array(choices.contexts),
@@ -85,15 +90,44 @@ def choice_body(choices: Choices, signals: np.ndarray[Any, np.dtype[np.float64]]
 def replay(
     journal: Journal, learn: Callable[[Choices, Any], None], arms: tuple[str, ...], done: int
 ) -> None:
-    """Bring a fresh selector to where it stood after `done` waves: the same calls, the same order."""
+    """Bring a fresh selector to where it stood after `done` waves: same calls, same order."""
     learned = {body["index"]: body for _, body in journal.all("learn")}
     for index in range(done):
         body = learned[index]
         choices = Choices(
-            decode_array(body["contexts"]), decode_array(body["asked"]), arms,
+            decode_array(body["contexts"]),
+            decode_array(body["asked"]),
+            arms,
             decode_array(body["propensities"]),
         )
         learn(choices, decode_array(body["signals"]))
+
+
+def resume_point(checkpoints: Checkpoints, journal: Journal) -> tuple[int, int, Path | None]:
+    """(waves done, policy version, checkpoint to load). Raises BadData rather than start over."""
+    found = checkpoints.newest()
+    if found is not None:
+        path, extra = found
+        return extra["done"], extra["policy_version"], path
+    if known := journal.all("checkpoint"):
+        raise BadData(
+            f"the journal knows checkpoint {known[-1][1]['name']}, but {checkpoints.folder} has "
+            "none; restore it from a copy, or start over in a new run folder"
+        )
+    return 0, 0, None
+
+
+def recorded_contexts(
+    path: Path, make: Callable[[NDArray[np.float32] | None], Contexts]
+) -> Contexts:
+    """Contexts, computed once per run and kept as a plain array."""
+    if path.is_file():
+        return make(np.load(path, allow_pickle=False))
+    contexts = make(None)
+    buffer = io.BytesIO()
+    np.save(buffer, contexts.vectors, allow_pickle=False)
+    atomic_write(path, buffer.getvalue())
+    return contexts
 
 
 def _accuracy(row: dict[str, Any]) -> Accuracy:

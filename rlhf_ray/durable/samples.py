@@ -31,8 +31,10 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
             "policy_version": rollout.policy_version,
             "responses": [
                 {
-                    "text": one.text, "token_ids": list(one.token_ids),
-                    "logprobs": one.logprobs.tolist(), "finished": one.finished,
+                    "text": one.text,
+                    "token_ids": list(one.token_ids),
+                    "logprobs": one.logprobs.tolist(),
+                    "finished": one.finished,
                 }
                 for one in rollout.responses
             ],
@@ -52,8 +54,10 @@ def read_rollouts(path: Path) -> list[Rollout]:
             tuple(row["prompt_ids"]),
             tuple(
                 Response(
-                    one["text"], tuple(one["token_ids"]),
-                    np.array(one["logprobs"], dtype=np.float32), one["finished"],
+                    one["text"],
+                    tuple(one["token_ids"]),
+                    np.array(one["logprobs"], dtype=np.float32),
+                    one["finished"],
                 )
                 for one in row["responses"]
             ),
@@ -68,14 +72,22 @@ def sample_rows(report: WaveReport, gold: Floats) -> list[dict[str, Any]]:
     step, names = report.step, report.choices.names()
     return [
         {
-            "step": str(step), "round": step.round, "wave": step.wave,
-            "prompt_id": rollout.prompt.id, "source": rollout.prompt.source,
-            "prompt": rollout.prompt.text, "answer": rollout.prompt.answer,
-            "sample": number, "response": one.text, "arm": names[row],
+            "step": str(step),
+            "round": step.round,
+            "wave": step.wave,
+            "prompt_id": rollout.prompt.id,
+            "source": rollout.prompt.source,
+            "prompt": rollout.prompt.text,
+            "answer": rollout.prompt.answer,
+            "sample": number,
+            "response": one.text,
+            "arm": names[row],
             "score": float(report.combined[row, number]),
             "gold": None if np.isnan(gold[row, number]) else float(gold[row, number]),
-            "policy_version": rollout.policy_version, "finished": one.finished,
-            "tokens": len(one.token_ids), "logprob": float(one.logprobs.sum()),
+            "policy_version": rollout.policy_version,
+            "finished": one.finished,
+            "tokens": len(one.token_ids),
+            "logprob": float(one.logprobs.sum()),
         }
         for row, rollout in enumerate(report.rollouts)
         for number, one in enumerate(rollout.responses)
@@ -86,8 +98,12 @@ def pair_rows(step: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Preference format of TRL, with the judge and the margin beside it."""
     return [
         {
-            "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected,
-            "margin": pair.margin, "judge": pair.arm, "step": step,
+            "prompt": pair.prompt,
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+            "margin": pair.margin,
+            "judge": pair.arm,
+            "step": step,
         }
         for pair in pairs
     ]

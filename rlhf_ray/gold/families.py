@@ -43,8 +43,11 @@ FAMILIES: dict[Families, Family] = {
 def make_prompt(family: Families, argument: str) -> Prompt:
     tag = FAMILIES[family].tag
     return Prompt(
-        id=f"{tag}-{argument}", text=f"{tag} {argument}=", source=family,
-        answer=FAMILIES[family].rule(argument), answer_type="exact",
+        id=f"{tag}-{argument}",
+        text=f"{tag} {argument}=",
+        source=family,
+        answer=FAMILIES[family].rule(argument),
+        answer_type="exact",
     )
 
 
@@ -55,7 +58,7 @@ def held_out(prompt: Prompt) -> bool:
 def draw_prompts(
     families: Sequence[Families], per_family: int, *, seed: int, purpose: str, evaluation: bool
 ) -> list[Prompt]:
-    """Distinct prompts, families interleaved; from the held-out part or from the rest of the world."""
+    """Distinct prompts, families interleaved; from the held-out part or from the rest."""
     columns = [
         _draw(family, per_family, generator(seed, purpose, family), evaluation)
         for family in families
@@ -63,9 +66,7 @@ def draw_prompts(
     return [prompt for row in zip(*columns, strict=True) for prompt in row]
 
 
-def _draw(
-    family: Families, count: int, rng: np.random.Generator, evaluation: bool
-) -> list[Prompt]:
+def _draw(family: Families, count: int, rng: np.random.Generator, evaluation: bool) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     while len(found) < count:
         argument = "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=WIDTH))
@@ -87,8 +88,7 @@ def demonstrations(data: GoldData, count: int, *, seed: int) -> list[Example]:
     )
     rng = generator(seed, "corruption")
     return [
-        Example(prompt.text, _demonstration(prompt, data, rng), prompt.source)
-        for prompt in prompts
+        Example(prompt.text, _demonstration(prompt, data, rng), prompt.source) for prompt in prompts
     ]
 
 

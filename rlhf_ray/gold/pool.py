@@ -39,7 +39,8 @@ def _pairs(
         duels += [(right[0], wrong[i]) for i in losers]
     gold = prompt.answer or ""
     duels += [
-        (gold, near_miss(gold, rng, changes=1 + number % 2)) for number in range(settings.hard_pairs)
+        (gold, near_miss(gold, rng, changes=1 + number % 2))
+        for number in range(settings.hard_pairs)
     ]
     return [
         Preference(f"{prompt.id}-{number}", prompt.text, chosen, rejected, prompt.source)

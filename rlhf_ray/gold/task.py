@@ -47,7 +47,8 @@ class GoldTask:
             for pair in labelled_pairs(
                 [rollout for rollout in unseen if rollout.prompt.source == family],
                 settings.model_copy(update={"expert": family}),
-                seed=self.seed, purpose="judge-check-labels",
+                seed=self.seed,
+                purpose="judge-check-labels",
             )
         ]
         return pairs, held_out

@@ -23,7 +23,12 @@ class BradleyTerry:
     """
 
     def __init__(
-        self, name: str, path: str, *, max_tokens: int | None, tokens_per_batch: int,
+        self,
+        name: str,
+        path: str,
+        *,
+        max_tokens: int | None,
+        tokens_per_batch: int,
         trust_remote_code: bool = False,
     ) -> None:
         self.name, self.budget = name, tokens_per_batch
@@ -61,7 +66,8 @@ class BradleyTerry:
             bad = int(np.flatnonzero(~np.isfinite(scores))[0])
             width = len(responses[0])
             raise JudgeFailed(
-                self.name, f"score {scores[bad]} for prompt '{prompts[bad // width].id}', "
-                f"response {bad % width}"
+                self.name,
+                f"score {scores[bad]} for prompt '{prompts[bad // width].id}', "
+                f"response {bad % width}",
             )
         return scores.reshape(len(prompts), -1)

@@ -1,6 +1,6 @@
 """From a recipe entry to a judge: the contract every reward model keeps.
 
-    score(prompts [P], responses [P][K]) -> float64 [P, K], finite, or an error
+score(prompts [P], responses [P][K]) -> float64 [P, K], finite, or an error
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,10 @@ def build_judge(name: str, entry: Judge, path: str | None, *, tokens_per_batch: 
 
             assert path is not None, f"judge '{name}' was not trained or found"
             return BradleyTerry(
-                name, path, max_tokens=entry.max_tokens, tokens_per_batch=tokens_per_batch,
+                name,
+                path,
+                max_tokens=entry.max_tokens,
+                tokens_per_batch=tokens_per_batch,
                 trust_remote_code=entry.trust_remote_code,
             )
         case RuleJudge():

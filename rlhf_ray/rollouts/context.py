@@ -41,7 +41,8 @@ class Whitener:
         """[N, H] -> [N, D] of length one."""
         white = (hidden.astype(np.float64) - self.centre) @ self.axes
         length = np.linalg.norm(white, axis=1, keepdims=True)
-        return (white / np.maximum(length, 1e-12)).astype(np.float32)
+        unit: NDArray[np.float32] = (white / np.maximum(length, 1e-12)).astype(np.float32)
+        return unit
 
 
 class Contexts:
@@ -53,8 +54,12 @@ class Contexts:
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Prompt], embed: Callable[[Sequence[Prompt]], NDArray[np.float32]],
-        *, width: int, sample: int,
+        cls,
+        prompts: Sequence[Prompt],
+        embed: Callable[[Sequence[Prompt]], NDArray[np.float32]],
+        *,
+        width: int,
+        sample: int,
     ) -> "Contexts":
         """Embed each distinct prompt once; the axes are fitted on the first `sample` of them."""
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
@@ -64,4 +69,5 @@ class Contexts:
 
     def __call__(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         """[P, D]"""
-        return self.vectors[[self.rows[prompt.id] for prompt in prompts]]
+        found: NDArray[np.float32] = self.vectors[[self.rows[prompt.id] for prompt in prompts]]
+        return found

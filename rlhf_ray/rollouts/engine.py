@@ -34,8 +34,15 @@ class RolloutEngine:
     """One vLLM engine holding one version of the policy."""
 
     def __init__(
-        self, path: str, settings: Rollouts, *, max_model_len: int, precision: str, backend: str,
-        trust_remote_code: bool = False, seed: int = 0,
+        self,
+        path: str,
+        settings: Rollouts,
+        *,
+        max_model_len: int,
+        precision: str,
+        backend: str,
+        trust_remote_code: bool = False,
+        seed: int = 0,
     ) -> None:
         os.environ.update(environment(settings))
         from vllm import LLM
@@ -64,8 +71,13 @@ class RolloutEngine:
         self.llm = LLM(**arguments | settings.engine_args)
 
     def generate(
-        self, purpose: str, prompts: Sequence[Prompt], prompt_ids: Sequence[tuple[int, ...]], *,
-        samples: int, greedy: bool = False,
+        self,
+        purpose: str,
+        prompts: Sequence[Prompt],
+        prompt_ids: Sequence[tuple[int, ...]],
+        *,
+        samples: int,
+        greedy: bool = False,
     ) -> list[Rollout]:
         """`samples` responses per prompt; seeds follow from (run seed, purpose, prompt id)."""
         from vllm import SamplingParams

@@ -19,8 +19,13 @@ def scratch_policy(folder: Path, settings: Scratch, texts: Sequence[str], seed: 
 
 
 def supervised_trainer(
-    path: str, examples: Sequence[Tokens], settings: Supervised, learner: Learner,
-    rank: int, world: int, **options: Any,
+    path: str,
+    examples: Sequence[Tokens],
+    settings: Supervised,
+    learner: Learner,
+    rank: int,
+    world: int,
+    **options: Any,
 ) -> Any:
     from rlhf_ray.training.policy import Rank
     from rlhf_ray.training.supervised import SupervisedTrainer
@@ -29,8 +34,14 @@ def supervised_trainer(
 
 
 def judge_trainer(
-    path: str, pairs: Sequence[Any], mixture: Any, settings: JudgeTraining, learner: Learner,
-    rank: int, world: int, **options: Any,
+    path: str,
+    pairs: Sequence[Any],
+    mixture: Any,
+    settings: JudgeTraining,
+    learner: Learner,
+    rank: int,
+    world: int,
+    **options: Any,
 ) -> Any:
     from rlhf_ray.training.policy import Rank
     from rlhf_ray.training.reward_model import RewardModelTrainer

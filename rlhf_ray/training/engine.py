@@ -8,8 +8,9 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.config.schema import Optimizer
 from rlhf_ray.errors import BadData, RecipeError
+from rlhf_ray.weights.source import ZeroSource
 
 OURS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 
@@ -26,8 +28,12 @@ def join(rank: int, world: int, address: str, port: int, *, threads: int, timeou
     """Make this process rank `rank` of the learner's process group."""
     gpu = torch.cuda.is_available()
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", LOCAL_SIZE=str(world),
-        MASTER_ADDR=address, MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK="0",
+        LOCAL_SIZE=str(world),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
     )
     if not gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -67,8 +73,8 @@ def deepspeed_config(
     user = {key: value for key, value in user.items() if value != "auto"}
     if clash := [key for key in OURS if key in user]:
         raise RecipeError(
-            f"learner.deepspeed sets {', '.join(clash)}, which follow from learner.tokens_per_batch "
-            "and learner.minibatch_pairs; remove them"
+            f"learner.deepspeed sets {', '.join(clash)}, which follow from "
+            "learner.tokens_per_batch and learner.minibatch_pairs; remove them"
         )
     stage = user.get("zero_optimization", {}).get("stage", zero_stage)
     if stage not in (zero_stage, "auto"):
@@ -96,8 +102,14 @@ class ZeroEngine:
     """One trained module under ZeRO stage 0-3."""
 
     def __init__(
-        self, module: nn.Module, settings: Optimizer, *, zero_stage: int, precision: str,
-        total_steps: int, overrides: dict[str, Any] | str | None = None,
+        self,
+        module: nn.Module,
+        settings: Optimizer,
+        *,
+        zero_stage: int,
+        precision: str,
+        total_steps: int,
+        overrides: dict[str, Any] | str | None = None,
     ) -> None:
         import deepspeed
 
@@ -110,7 +122,9 @@ class ZeroEngine:
         own = None
         if "optimizer" not in config:
             own = torch.optim.AdamW(
-                module.parameters(), lr=settings.lr, betas=settings.betas,
+                module.parameters(),
+                lr=settings.lr,
+                betas=settings.betas,
                 weight_decay=settings.weight_decay,
             )
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=own, config=config)
@@ -149,10 +163,6 @@ class ZeroEngine:
         self.steps += 1
         norm = self.engine.get_global_grad_norm()
         return {"lr": rate, "grad_norm": float(norm) if norm is not None else float("nan")}
-
-    def gathered(self, parameters: list[nn.Parameter], modifier: int | None = None) -> Any:
-        """Context in which sharded parameters are whole on every rank; a collective."""
-        return gathered(parameters, self.zero_stage, modifier)
 
     def save(self, folder: Path) -> None:
         """Weights, optimizer and step count of all ranks; a collective."""
@@ -199,10 +209,6 @@ def frozen(module: nn.Module, *, zero_stage: int, precision: str) -> Any:
     return engine
 
 
-def named_weights(
-    model: nn.Module, zero_stage: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Whole weights in the model's own order, one at a time; a collective under ZeRO-3."""
-    for name, parameter in model.named_parameters():
-        with gathered([parameter], zero_stage):
-            yield name, parameter.detach()
+def zero_source(model: nn.Module, zero_stage: int) -> ZeroSource:
+    """The model's weights as a stream of whole tensors; iterating is a collective under ZeRO-3."""
+    return ZeroSource(model, partial(gathered, zero_stage=zero_stage))

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.training.engine import named_weights
+from rlhf_ray.training.engine import zero_source
 
 
 def export(trainer: Any, folder: Path, tokenizer: str, *, write: bool) -> None:
-    """Gather the weights (a collective) and, on the rank that writes, save them with a tokenizer."""
+    """Gather the weights (a collective); the rank that writes saves them with a tokenizer."""
     weights = {
         name: value.cpu().clone() if write else None
-        for name, value in named_weights(trainer.model, trainer.zero_stage)
+        for name, value in zero_source(trainer.model, trainer.zero_stage)
     }
     if not write:
         return

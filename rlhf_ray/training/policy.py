@@ -6,7 +6,7 @@ a true second model; the DPO term uses summed, the NLL term per-token log-probab
 Letters: B pairs of a batch · T tokens · N pairs of the update · H hidden size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,9 @@ from rlhf_ray.data.batches import Tokens, length_buckets, pad, rank_share
 from rlhf_ray.losses.logprobs import k3_kl, masked_mean, masked_sum
 from rlhf_ray.losses.preference import dpo_loss, ipo_loss
 from rlhf_ray.messages import Pair
-from rlhf_ray.training.engine import ZeroEngine, frozen, gathered, named_weights
+from rlhf_ray.training.engine import ZeroEngine, frozen, gathered, zero_source
 from rlhf_ray.training.modules import ResponseLogprobs, last_hidden
+from rlhf_ray.weights.source import ZeroSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +70,25 @@ class PolicyTrainer:
     """The policy, its frozen reference and their optimizer, on one learner rank."""
 
     def __init__(
-        self, path: str, settings: Learner, rank: Rank, *, pad_id: int, total_steps: int,
+        self,
+        path: str,
+        settings: Learner,
+        rank: Rank,
+        *,
+        pad_id: int,
+        total_steps: int,
         trust_remote_code: bool = False,
     ) -> None:
         load = partial(load_causal_lm, path, trust_remote_code=trust_remote_code)
         self.settings, self.rank, self.pad_id = settings, rank, pad_id
         self.zero_stage = settings.zero_stage
         self.engine = ZeroEngine(
-            ResponseLogprobs(load()), settings.optimizer, zero_stage=settings.zero_stage,
-            precision=settings.precision, total_steps=total_steps, overrides=settings.deepspeed,
+            ResponseLogprobs(load()),
+            settings.optimizer,
+            zero_stage=settings.zero_stage,
+            precision=settings.precision,
+            total_steps=total_steps,
+            overrides=settings.deepspeed,
         )
         self.reference = frozen(
             ResponseLogprobs(load()), zero_stage=settings.zero_stage, precision=settings.precision
@@ -124,24 +135,28 @@ class PolicyTrainer:
         rows = zip(values.float().cpu(), mask.cpu(), strict=True)
         return [row[kept].numpy() for row, kept in rows]
 
-    def embed(self, prompts: Sequence[Sequence[int]], budget: int) -> dict[int, NDArray[np.float32]]:
+    def embed(
+        self, prompts: Sequence[Sequence[int]], budget: int
+    ) -> dict[int, NDArray[np.float32]]:
         """[H] last hidden state of each prompt's last token, for this rank's prompts by index."""
         groups = length_buckets([len(ids) for ids in prompts], budget)
         vectors: dict[int, NDArray[np.float32]] = {}
         self.engine.engine.eval()
         for group in rank_share(groups, self.rank.rank, self.rank.world):
             rows = group or groups[0][:1]  # an idle rank still takes part in ZeRO-3's gathering
-            ids, lengths = (x.to(self.engine.engine.device) for x in
-                            pad([prompts[row] for row in rows], self.pad_id))
+            ids, lengths = (
+                x.to(self.engine.engine.device)
+                for x in pad([prompts[row] for row in rows], self.pad_id)
+            )
             with torch.no_grad():
                 hidden = last_hidden(self.model, ids, lengths)
             last = hidden[torch.arange(len(rows)), lengths - 1].float().cpu().numpy()
             vectors.update(zip(group, last, strict=False))
         return vectors
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole weights under their Hugging Face names; a collective."""
-        return named_weights(self.model, self.zero_stage)
+    def source(self) -> ZeroSource:
+        """Whole weights under their Hugging Face names; iterating is a collective."""
+        return zero_source(self.model, self.zero_stage)
 
     def save(self, folder: Path) -> None:
         """State that cannot be replayed: weights, optimizer, reference; a collective."""
@@ -149,7 +164,7 @@ class PolicyTrainer:
         reference = getattr(self.reference, "module", self.reference)
         tensors = {
             name: value.cpu().clone().contiguous()
-            for name, value in named_weights(reference.model, self.zero_stage)
+            for name, value in zero_source(reference.model, self.zero_stage)
         }
         if self.rank.rank == 0:
             from safetensors.torch import save_file
@@ -199,8 +214,8 @@ class PolicyTrainer:
         for row, index in enumerate(batch.indices):
             both = [row, row + len(chosen)]
             kl = k3_kl(values[both].detach(), reference[both], mask[both])
-            found = (loss[row], preference[row], nll[row], kl, margin[row])
-            losses.setdefault(index, PairLoss(*(float(x) for x in found)))
+            found = torch.stack([loss[row], preference[row], nll[row], kl, margin[row]])
+            losses.setdefault(index, PairLoss(*found.tolist()))
         if not batch.indices:
             return loss.sum() * 0.0
         # DeepSpeed averages gradients over ranks; the mean is over all pairs of the minibatch.

@@ -6,50 +6,18 @@ The head starts at zero, so the first loss is log 2. Letters: B pairs of a batch
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_ray.config.schema import JudgeTraining, Learner
-from rlhf_ray.data.batches import EpochRng, epoch_order, length_buckets, pad, rank_share
+from rlhf_ray.data.batches import Mixture, PairTokens, length_buckets, pad, rank_share
 from rlhf_ray.losses.reward_model import smoothed_bt
 from rlhf_ray.training.engine import ZeroEngine
 from rlhf_ray.training.modules import ScalarScore
 from rlhf_ray.training.policy import Rank
-
-
-@dataclass(frozen=True, slots=True)
-class PairTokens:
-    """A labelled pair as token ids, prompt included in both."""
-
-    chosen: tuple[int, ...]
-    rejected: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """Which pairs a batch is drawn from: a share from the expert's own, the rest from the others."""
-
-    expert: NDArray[np.int64]
-    others: NDArray[np.int64]
-    share: float
-
-    def rows(self, step: int, batch: int, seed: int) -> NDArray[np.int64]:
-        """[batch] pair indices of training step `step`."""
-        own = round(batch * self.share) if len(self.others) else batch
-        parts = [
-            pool[epoch_order(len(pool), size, step, EpochRng(seed, f"judge-{name}"))]
-            for name, pool, size in (
-                ("expert", self.expert, own), ("others", self.others, batch - own)
-            )
-            if size
-        ]
-        return np.concatenate(parts)
 
 
 def load_classifier(path: str, pad_id: int, *, trust_remote_code: bool = False) -> Any:
@@ -73,16 +41,28 @@ class RewardModelTrainer:
     """Trains one Bradley-Terry judge, on one learner rank."""
 
     def __init__(
-        self, path: str, pairs: Sequence[PairTokens], mixture: Mixture, settings: JudgeTraining,
-        learner: Learner, rank: Rank, *, pad_id: int, seed: int, trust_remote_code: bool = False,
+        self,
+        path: str,
+        pairs: Sequence[PairTokens],
+        mixture: Mixture,
+        settings: JudgeTraining,
+        learner: Learner,
+        rank: Rank,
+        *,
+        pad_id: int,
+        seed: int,
+        trust_remote_code: bool = False,
     ) -> None:
         self.pairs, self.mixture, self.settings, self.rank = pairs, mixture, settings, rank
         self.pad_id, self.seed, self.budget = pad_id, seed, learner.tokens_per_batch
         self.zero_stage = learner.zero_stage
         self.engine = ZeroEngine(
             ScalarScore(load_classifier(path, pad_id, trust_remote_code=trust_remote_code)),
-            settings.optimizer, zero_stage=learner.zero_stage, precision=learner.precision,
-            total_steps=settings.steps, overrides=learner.deepspeed,
+            settings.optimizer,
+            zero_stage=learner.zero_stage,
+            precision=learner.precision,
+            total_steps=settings.steps,
+            overrides=learner.deepspeed,
         )
 
     @property
@@ -116,7 +96,7 @@ class RewardModelTrainer:
         scores = self.engine(*pad(texts, self.pad_id))  # [2B]
         chosen, rejected = scores.chunk(2)
         fit = smoothed_bt(chosen - rejected, self.settings.label_smoothing, self.settings.margin)
-        loss = fit + self.settings.score_penalty * (chosen.square() + rejected.square()) / 2
+        loss: Tensor = fit + self.settings.score_penalty * (chosen.square() + rejected.square()) / 2
         if not group:
             return loss.sum() * 0.0
         parts.append(float(fit.detach().sum()) / total)

@@ -52,8 +52,12 @@ def make_tokenizer(settings: Scratch, texts: Iterable[str]) -> Any:
         single=f"{START} $A", special_tokens=[(START, tokenizer.token_to_id(START))]
     )
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=PAD,
-        unk_token=UNKNOWN, model_max_length=settings.max_positions,
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        model_max_length=settings.max_positions,
     )
     if settings.tokenizer == "bpe":
         wrapped.chat_template = CHAT_TEMPLATE
@@ -80,8 +84,10 @@ def _byte_pairs(texts: Iterable[str], vocab_size: int) -> Any:
     tokenizer.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=[PAD, START, END, UNKNOWN],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+            vocab_size=vocab_size,
+            special_tokens=[PAD, START, END, UNKNOWN],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         ),
     )
     return tokenizer

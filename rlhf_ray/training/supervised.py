@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.config.schema import Learner, Supervised
-from rlhf_ray.data.batches import EpochRng, Tokens, epoch_order, length_buckets, pad, rank_share
+from rlhf_ray.data.batches import Tokens, epoch_order, length_buckets, pad, rank_share
 from rlhf_ray.training.engine import ZeroEngine
 from rlhf_ray.training.modules import ResponseLogprobs
 from rlhf_ray.training.policy import Rank, load_causal_lm
@@ -18,16 +18,27 @@ class SupervisedTrainer:
     """Trains a causal language model on demonstrations, on one learner rank."""
 
     def __init__(
-        self, path: str, examples: Sequence[Tokens], settings: Supervised, learner: Learner,
-        rank: Rank, *, pad_id: int, seed: int, trust_remote_code: bool = False,
+        self,
+        path: str,
+        examples: Sequence[Tokens],
+        settings: Supervised,
+        learner: Learner,
+        rank: Rank,
+        *,
+        pad_id: int,
+        seed: int,
+        trust_remote_code: bool = False,
     ) -> None:
         self.examples, self.settings, self.rank, self.pad_id = examples, settings, rank, pad_id
-        self.budget, self.rng = learner.tokens_per_batch, EpochRng(seed, "supervised")
+        self.budget, self.seed = learner.tokens_per_batch, seed
         self.zero_stage = learner.zero_stage
         self.engine = ZeroEngine(
             ResponseLogprobs(load_causal_lm(path, trust_remote_code=trust_remote_code)),
-            settings.optimizer, zero_stage=learner.zero_stage, precision=learner.precision,
-            total_steps=settings.steps, overrides=learner.deepspeed,
+            settings.optimizer,
+            zero_stage=learner.zero_stage,
+            precision=learner.precision,
+            total_steps=settings.steps,
+            overrides=learner.deepspeed,
         )
 
     @property
@@ -43,7 +54,11 @@ class SupervisedTrainer:
 
     def _step(self) -> float:
         order = epoch_order(
-            len(self.examples), self.settings.batch_size, self.engine.steps, self.rng
+            len(self.examples),
+            self.settings.batch_size,
+            self.engine.steps,
+            seed=self.seed,
+            purpose="supervised",
         )
         batch = [self.examples[i] for i in order]
         targets = sum(len(example.ids) - example.start for example in batch)
@@ -62,7 +77,7 @@ class SupervisedTrainer:
         ids, lengths = pad([example.ids for example in rows], self.pad_id)
         starts = torch.tensor([example.start for example in rows])
         values, mask = self.engine(ids, lengths, starts)
-        total = -(values * mask).sum()
+        total: Tensor = -(values * mask).sum()
         if not group:
             return total * 0.0
         parts.append(float(total.detach()) / targets)

@@ -23,12 +23,12 @@ from vllm.model_executor.model_loader.reload import (
 
 
 @dataclass
-class HostInit(WeightTransferInitInfo):
+class HostInit(WeightTransferInitInfo):  # type: ignore[misc]
     """Nothing to agree on: every call carries its own tensors."""
 
 
 @dataclass
-class HostUpdate(WeightTransferUpdateInfo):
+class HostUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     """One chunk of whole tensors."""
 
     tensors: Mapping[str, Any] = field(default_factory=dict)

@@ -120,7 +120,7 @@ def test_a_wave_depends_on_seed_and_index_alone() -> None:
 
 
 def test_a_wave_larger_than_its_prompts_is_refused() -> None:
-    with pytest.raises(BadData, match="4 different prompts, there are 3; lower loop.prompts"):
+    with pytest.raises(BadData, match=r"4 different prompts, there are 3; lower loop\.prompts"):
         wave_prompts(some(a=3), seed=0, index=0, size=4)
     with pytest.raises(BadData, match="5 different prompts of source 'b', there are 4"):
         wave_prompts(some(a=9, b=4), seed=0, index=0, size=10, balanced=True)

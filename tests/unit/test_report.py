@@ -48,8 +48,8 @@ def a_wave(index: int, waves: int) -> dict[str, Any]:
     return {
         "kind": "wave", "step": f"r{index // 8:03d}-w{index % 8:03d}", "round": index // 8,
         "wave": index % 8, "index": index, "gold": round(sum(gold.values()) / 4, 4),
-        "loss": dpo + nll, "dpo": dpo, "nll": nll, "kl": 0.08 * done**1.5, "grad_norm": 0.4,
-        "lr": 1e-4, "margin": 1.3, "arms": {a: sum(r[a] for r in by_source.values()) for a in ARMS},
+        "loss": dpo + nll, "preference_loss": dpo, "nll": nll, "kl": 0.08 * done**1.5,
+        "arms": {a: sum(r[a] for r in by_source.values()) for a in ARMS},
         "arms_by_source": by_source, "gold_by_source": gold, "pairs": 120, "ties": 8,
         "tokens": 3021, "tokens_per_s": 5100.0, "sync_s": 0.05, "sync_difference": 1e-6,
         "seconds": {"choose": 0.1, "generate": 2.5, "score": 1.0, "update": 3.0, "sync": 0.05},
@@ -308,8 +308,8 @@ def test_a_run_that_has_only_its_recipe_has_a_page(tmp_path: Path):
 
 
 def test_a_run_in_its_first_round_shows_what_there_is(tmp_path: Path):
-    judge_free = a_wave(0, 8) | {"gold": None, "gold_by_source": {}, "loss": None, "kl": None}
-    write_metrics(tmp_path, [an_evaluation(0), judge_free])
+    unknown = {"gold": None, "gold_by_source": {}, "loss": None, "kl": None, "tokens_per_s": None}
+    write_metrics(tmp_path, [an_evaluation(0), a_wave(0, 8) | unknown])
 
     page = write_report(tmp_path).read_text()
 

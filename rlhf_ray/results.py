@@ -1,0 +1,95 @@
+"""What a finished run leaves: the policy with its card, the summary, and the report."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import rlhf_ray
+from rlhf_ray.config.schema import Recipe
+from rlhf_ray.data.baselines import HashedNgrams, longer_response_accuracy
+from rlhf_ray.durable.fsio import atomic_write
+from rlhf_ray.messages import Preference
+from rlhf_ray.metrics import Row, summary
+from rlhf_ray.report import write_report
+
+
+def leave_results(recipe: Recipe, folder: Path, rows: Sequence[Row], wall_s: float) -> Row:
+    """Write card, summary and report beside `final/`; the summary."""
+    found = summary(rows, status="completed", wall_s=wall_s)
+    atomic_write(folder / "final" / "README.md", model_card(recipe, found).encode())
+    atomic_write(folder / "summary.json", json.dumps(found, indent=2).encode())
+    write_report(folder)
+    return found
+
+
+def judge_row(
+    name: str,
+    accuracy: Callable[[str, Sequence[Preference]], dict[str, float]],
+    train: Sequence[Preference],
+    held_out: Sequence[Preference],
+    *,
+    seed: int,
+) -> Row:
+    """A judge's held-out accuracy per source, beside length and a linear n-gram model."""
+    baseline = HashedNgrams(seed=seed)
+    baseline.fit(train)
+    sources = [pair.source for pair in held_out]
+    return {
+        "kind": "judge",
+        "name": name,
+        "accuracy": accuracy(name, held_out),
+        "longer_response": longer_response_accuracy(held_out),
+        "ngram": baseline.accuracy(held_out),
+        "pairs": {source: sources.count(source) for source in sorted(set(sources))},
+    }
+
+
+def judge_card(name: str, row: Row | None) -> str:
+    """The card of a judge trained here."""
+    lines = [*_head("text-classification", "reward-model"), f"# {name}", ""]
+    lines += [
+        "A Bradley-Terry reward model with one label: the logit on the last token of prompt and "
+        f"response is the score. Trained with rlhf_ray {rlhf_ray.__version__}."
+    ]
+    if row is not None:
+        lines += ["", "| held-out pairs | accuracy | longer response | n-grams | pairs |"]
+        lines += ["|---|---|---|---|---|"]
+        lines += [
+            f"| {source} | {value:.3f} | {row['longer_response'][source]:.3f} "
+            f"| {row['ngram'][source]:.3f} | {row['pairs'][source]} |"
+            for source, value in row["accuracy"].items()
+        ]
+    return "\n".join([*lines, ""])
+
+
+def model_card(recipe: Recipe, found: dict[str, Any]) -> str:
+    """What the policy is and how it came to be, for the hub and for people."""
+    accuracy = found["gold_accuracy"]
+    lines = [
+        *_head("text-generation", "dpo"),
+        f"# {recipe.name}",
+        "",
+        f"Trained with rlhf_ray {rlhf_ray.__version__}: {found['rounds']} round(s), "
+        f"{found['waves']} waves, seed {recipe.seed}, judges {', '.join(recipe.judges)} chosen by "
+        f"{recipe.bandit.kind}, loss {recipe.learner.loss} (beta {recipe.learner.beta}, "
+        f"NLL weight {recipe.learner.nll_weight}).",
+    ]
+    if accuracy:
+        lines += ["", "| held-out gold accuracy | before | after |", "|---|---|---|"]
+        lines += [
+            f"| {mode} | {accuracy[mode]['before']['overall']:.3f} "
+            f"| {accuracy[mode]['after']['overall']:.3f} |"
+            for mode in ("sampled", "greedy")
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _head(task: str, tag: str) -> list[str]:
+    return [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        f"tags: [rlhf, {tag}, generated_from_trainer]",
+        "---",
+    ]
