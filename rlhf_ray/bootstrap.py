@@ -17,6 +17,7 @@ from rlhf_ray import __version__
 from rlhf_ray.config.schema import BradleyTerryJudge, GoldPreferences, JudgeTraining, Recipe
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.tokens import example_tokens, pair_tokens, texts
+from rlhf_ray.durable.fsio import atomic_write
 from rlhf_ray.durable.manifest import verify_manifest, write_manifest
 from rlhf_ray.errors import BadData
 from rlhf_ray.keys import seed_of
@@ -149,6 +150,7 @@ class Bootstrap:
             )
         )
         self._train(name, entry.train.steps, folder, start)
+        atomic_write(folder / "README.md", judge_card(name, entry.train, len(pairs)).encode())
 
     def _train(self, what: str, steps: int, folder: Path, tokenizer: str) -> None:
         done = 0
@@ -192,6 +194,17 @@ class Bootstrap:
             self.recipe.rollouts.threads,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def judge_card(name: str, training: JudgeTraining, pairs: int) -> str:
+    """The card of a judge trained here; its held-out accuracy stands in the run's report."""
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-classification\n"
+        "tags: [rlhf, reward-model, generated_from_trainer]\n---\n"
+        f"# {name}\n\nA Bradley-Terry reward model with one label: the logit on the last token of "
+        f"prompt and response is the score. Trained with rlhf_ray {__version__} on {pairs} pairs "
+        f"({training.preferences.kind}), {training.steps} steps of {training.batch_size}.\n"
+    )
 
 
 def expert(training: JudgeTraining) -> tuple[str, float] | None:

@@ -3,6 +3,7 @@
 The only file of `rlhf_ray` that names `actors`.
 """
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from actors.learner import Learners
 from actors.rollout import Rollouts
 from rlhf_ray.bandit.build import build_selector
 from rlhf_ray.bootstrap import Bootstrap, Task
-from rlhf_ray.config.resources import check_against_cluster, plan
+from rlhf_ray.config.resources import check_against_cluster, plan, render
 from rlhf_ray.config.schema import BradleyTerryJudge, FileData, GoldData, Recipe
 from rlhf_ray.console import View
 from rlhf_ray.data.batches import Tokens
@@ -45,7 +46,7 @@ from rlhf_ray.evaluation import HeldOut
 from rlhf_ray.gold.task import GoldTask
 from rlhf_ray.messages import Prompt
 from rlhf_ray.metrics import Clock, Row
-from rlhf_ray.results import judge_row, leave_results
+from rlhf_ray.results import judge_row, leave_results, read_summary
 from rlhf_ray.rollouts.context import Contexts
 from rlhf_ray.training.builders import policy_trainer
 
@@ -54,6 +55,11 @@ def run(recipe: Recipe, run_dir: Path) -> None:
     """Run a recipe in its folder; the same call resumes it."""
     began, view = time.perf_counter(), View()
     folder, task = RunFolder(run_dir, recipe), build_task(recipe)
+    if (known := read_summary(folder.path)) is not None:
+        view.say("this run is finished; another one needs another --run-dir")
+        view.end(folder.path, known)
+        return
+    view.say(render(plan(recipe)))
     with on_cluster(recipe, view):
         models = Models(recipe, task, folder.path, view)
         models.start()
@@ -243,9 +249,16 @@ def on_cluster(recipe: Recipe, view: View) -> Iterator[None]:
     check_import()
     wanted = plan(recipe)
     with cluster(wanted.total_cpus) as address:
+        # Ray has just put its own handler here, which would lose the exit code and the advice.
+        signal.signal(signal.SIGTERM, stop)
         view.say(f"Ray: {address}")
         check_against_cluster(wanted, *totals())
         yield
+
+
+def stop(signum: int, frame: Any) -> None:
+    """A polite end: the run folder is resumable at any moment, so there is nothing to save."""
+    raise KeyboardInterrupt
 
 
 def build_task(recipe: Recipe) -> Any:

@@ -23,6 +23,15 @@ def leave_results(recipe: Recipe, folder: Path, rows: Sequence[Row], wall_s: flo
     return found
 
 
+def read_summary(folder: Path) -> Row | None:
+    """The summary of a finished run, None while it is not."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    return found if found["status"] == "completed" else None
+
+
 def judge_row(
     name: str,
     accuracy: Callable[[str, Sequence[Preference]], dict[str, float]],
@@ -43,24 +52,6 @@ def judge_row(
         "ngram": baseline.accuracy(held_out),
         "pairs": {source: sources.count(source) for source in sorted(set(sources))},
     }
-
-
-def judge_card(name: str, row: Row | None) -> str:
-    """The card of a judge trained here."""
-    lines = [*_head("text-classification", "reward-model"), f"# {name}", ""]
-    lines += [
-        "A Bradley-Terry reward model with one label: the logit on the last token of prompt and "
-        f"response is the score. Trained with rlhf_ray {rlhf_ray.__version__}."
-    ]
-    if row is not None:
-        lines += ["", "| held-out pairs | accuracy | longer response | n-grams | pairs |"]
-        lines += ["|---|---|---|---|---|"]
-        lines += [
-            f"| {source} | {value:.3f} | {row['longer_response'][source]:.3f} "
-            f"| {row['ngram'][source]:.3f} | {row['pairs'][source]} |"
-            for source, value in row["accuracy"].items()
-        ]
-    return "\n".join([*lines, ""])
 
 
 def model_card(recipe: Recipe, found: dict[str, Any]) -> str:

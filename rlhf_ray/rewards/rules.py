@@ -111,22 +111,26 @@ def yesno_in(text: str) -> bool | None:
 
 
 def choice_in(text: str, choices: Sequence[str]) -> str | None:
-    """The letter a text chooses: by letter if it names one, else by the full text of one choice.
+    """The letter a text chooses: A for the first choice.
 
-    The first form that is there counts, its last occurrence if there are several: `answer is B`,
-    an opening `B.`, `(B)` anywhere, a closing `B`. Lower case counts in brackets and alone.
+    The first form that is there counts, its last occurrence if there are several: the full text of
+    one choice and no more, `answer is B`, an opening `B.`, `(B)` anywhere, a closing `B`, the text
+    of one choice anywhere. Lower case counts in brackets and alone.
     None where the text chooses nothing, or quotes more than one choice.
     """
+    plain, plain_choices = _plain(text), [_plain(choice) for choice in choices]
+    # A choice may itself be a letter; a letter alone is always meant as a letter.
+    if len(plain) > 1 and plain_choices.count(plain) == 1:
+        return _letter(plain_choices.index(plain))
     for form in _letter_forms(len(choices)):
         if letters := form.findall(text):
             return str(letters[-1]).upper()
-    plain = _plain(text)
-    quoted = [i for i, choice in enumerate(choices) if _plain(choice) == plain] or [
-        i
-        for i, choice in enumerate(choices)
-        if re.search(rf"(?<!\w){re.escape(_plain(choice))}(?!\w)", plain)
+    quoted = [
+        index
+        for index, choice in enumerate(plain_choices)
+        if re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", plain)
     ]
-    return chr(ord("A") + quoted[0]) if len(quoted) == 1 else None
+    return _letter(quoted[0]) if len(quoted) == 1 else None
 
 
 def _exact(prompt: Prompt, response: str) -> bool:
@@ -174,6 +178,10 @@ def _fraction(digits: str) -> Fraction:
     return Fraction(Decimal(digits.replace(",", "")))
 
 
+def _letter(index: int) -> str:
+    return chr(ord("A") + index)
+
+
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .!\"'")
 
@@ -181,7 +189,7 @@ def _plain(text: str) -> str:
 @cache
 def _letter_forms(count: int) -> tuple[re.Pattern[str], ...]:
     """The ways to name one of `count` letters, the most explicit first."""
-    last = chr(ord("A") + min(count, 26) - 1)
+    last = _letter(min(count, 26) - 1)
     upper, either = f"[A-{last}]", f"[A-{last}a-{last.lower()}]"
     return (
         re.compile(rf"(?i:\banswer\W+(?:is\W+)?)({upper})\b"),

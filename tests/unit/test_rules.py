@@ -121,6 +121,12 @@ def test_the_choice_of_a_text(text: str, letter: str | None) -> None:
     assert choice_in(text, CHOICES) == letter
 
 
+def test_a_choice_quoted_in_full_is_meant_even_where_it_ends_on_a_letter() -> None:
+    assert choice_in("Both A and B.", ("one", "two", "both A and B", "none")) == "C"
+    assert choice_in("a star", ("star", "a star")) == "B"
+    assert choice_in("B", ("B", "A")) == "B"
+
+
 def test_each_prompt_is_compared_by_its_own_answer_type() -> None:
     prompts = [
         prompt("1000", "number"),

@@ -1,0 +1,173 @@
+"""Does the loop do what the paper says, in its order, with roles that are as simple as can be?"""
+
+from dataclasses import dataclass, field
+
+import fakes
+import numpy as np
+import pytest
+from fakes import Diary
+
+from rlhf_ray.bandit.fixed import Fixed, RoundRobin
+from rlhf_ray.bandit.linucb import LinUCB
+from rlhf_ray.bandit.selector import Bandit, Selector
+from rlhf_ray.config.schema import Loop, Pairs
+from rlhf_ray.driver import Driver, credit, steps
+from rlhf_ray.messages import Pair, Step
+
+TASTES = {"right": "abcd", "wrong": "dcba"}
+
+
+@dataclass
+class Run:
+    """A driver over fakes: two judges, of which `right` likes `a` best and `wrong` likes `d`."""
+
+    bandit: Bandit = field(default_factory=lambda: Fixed(2, 0))
+    loop: Loop = field(default_factory=lambda: Loop(rounds=2, waves=2, prompts=2))
+    per_prompt: int = 1
+    tastes: dict[str, str] = field(default_factory=lambda: TASTES)
+
+    def __post_init__(self) -> None:
+        self.diary: Diary = []
+        self.policy, self.record = fakes.Policy(self.diary), fakes.Memory(self.diary)
+        self.learner = fakes.Learner(self.diary)
+        self.driver = Driver(
+            task=fakes.TurnTaking(),
+            contexts=fakes.contexts,
+            policy=self.policy,
+            selector=Selector(self.bandit, tuple(TASTES), seed=0, low=0.2, high=0.8, window=100),
+            judges=fakes.Judges(self.diary, self.tastes),
+            learner=self.learner,
+            delivery=fakes.Delivery(self.diary, self.policy),
+            evaluator=fakes.Evaluator(self.diary),
+            record=self.record,
+            loop=self.loop,
+            pairs=Pairs(per_prompt=self.per_prompt),
+        )
+
+
+def pair_of(prompt_index: int) -> Pair:
+    return Pair(prompt_index, (1,), (2,), (3,), 1.0, "right")
+
+
+def test_a_step_asks_every_role_once_and_in_the_papers_order() -> None:
+    run = Run()
+    run.driver.step(Step(0, 0, 0))
+    assert run.diary == [
+        "begin round",
+        "generate r000-w000",
+        "score r000-w000",
+        "update r000-w000",
+        "deliver 1",
+        "commit r000-w000",
+    ]
+
+
+@pytest.mark.parametrize(("arm", "chosen", "rejected"), [(0, "a", "d"), (1, "d", "a")])
+def test_a_step_trains_on_what_the_chosen_judge_preferred(
+    arm: int, chosen: str, rejected: str
+) -> None:
+    run = Run(Fixed(2, arm))
+    run.driver.step(Step(0, 1, 1))
+    (report,) = run.record.waves
+    assert {(p.arm, p.chosen, p.rejected) for p in report.pairs} == {
+        (list(TASTES)[arm], chosen, rejected)
+    }
+    assert [pair.margin for pair in report.pairs] == [3.0, 3.0]
+    assert [pair.prompt_index for pair in report.pairs] == [0, 1]
+
+
+def test_two_prompts_of_a_wave_can_have_two_judges() -> None:
+    run = Run(RoundRobin(2))
+    run.driver.step(Step(0, 0, 0))
+    (report,) = run.record.waves
+    assert [(pair.arm, pair.chosen) for pair in report.pairs] == [("right", "a"), ("wrong", "d")]
+    assert report.scores.forwards == {"right": 4, "wrong": 4}
+    assert report.signals.tolist() == [-1.0, -2.0]
+
+
+def test_the_bandit_is_paid_once_for_each_prompt_of_a_wave() -> None:
+    bandit = LinUCB(2, 2, alpha=0.5, ridge=1.0)
+    run = Run(bandit, Loop(rounds=1, waves=3, prompts=4))
+    run.driver.run()
+    assert bandit.pulls.sum() == 12
+
+
+def test_a_bandit_learns_which_judge_leads_to_smaller_losses() -> None:
+    bandit = LinUCB(2, 2, alpha=0.1, ridge=1.0)
+    run = Run(bandit, Loop(rounds=1, waves=8, prompts=8))
+    run.driver.run()
+    assert set(run.record.waves[-1].choices.names()) == {"right"}
+
+
+def test_the_next_wave_is_sampled_from_the_updated_policy() -> None:
+    run = Run()
+    run.driver.run()
+    sampled = [report.rollouts[0].policy_version for report in run.record.waves]
+    assert sampled == [0, 1, 2, 3]
+    assert [report.update.policy_version for report in run.record.waves] == [1, 2, 3, 4]
+
+
+def test_the_reference_moves_once_per_round() -> None:
+    run = Run(loop=Loop(rounds=3, waves=4, prompts=2))
+    run.driver.run()
+    begun = [place for place, entry in enumerate(run.diary) if entry == "begin round"]
+    assert [run.diary[place + 1] for place in begun] == [
+        "generate r000-w000",
+        "generate r001-w000",
+        "generate r002-w000",
+    ]
+
+
+def test_the_policy_is_measured_before_training_and_after_each_round() -> None:
+    run = Run()
+    run.driver.run()
+    kept = [entry for entry in run.diary if entry.startswith(("evaluate", "commit"))]
+    assert kept == [
+        "evaluate 0",
+        "commit r000-w000",
+        "commit r000-w001",
+        "evaluate 1",
+        "commit r001-w000",
+        "commit r001-w001",
+        "evaluate 2",
+    ]
+    assert [evaluation.round for evaluation in run.record.evaluations] == [0, 1, 2]
+
+
+def test_a_wave_that_is_done_is_not_run_again() -> None:
+    run = Run()
+    run.driver.run(done=3)
+    assert [str(report.step) for report in run.record.waves] == ["r001-w001"]
+    assert "begin round" not in run.diary
+
+
+def test_a_wave_without_any_pair_updates_delivers_and_pays_nothing() -> None:
+    # Both judges find all four letters equal: every pair is a tie.
+    run = Run(tastes={"right": "aaaa", "wrong": "aaaa"})
+    run.driver.judges = Flat(run.diary, run.tastes)
+    run.driver.step(Step(0, 0, 0))
+    (report,) = run.record.waves
+    assert (report.pairs, report.ties) == ([], 2)
+    assert np.isnan(report.signals).all()
+
+
+class Flat(fakes.Judges):
+    """Likes everything equally."""
+
+    def score(self, *arguments: object) -> fakes.Scores:
+        return fakes.Scores(np.zeros((2, 2, 4)), {}, 0.0)
+
+
+def test_credit_is_minus_the_mean_loss_of_a_prompts_pairs() -> None:
+    # Prompt 0 has losses 1 and 3, prompt 2 has 0.5, prompt 1 has no pair.
+    found = credit([pair_of(0), pair_of(2), pair_of(0)], np.array([1.0, 0.5, 3.0]), 3)
+    np.testing.assert_equal(found, np.array([-2.0, np.nan, -0.5]))
+
+
+def test_without_pairs_there_is_no_credit() -> None:
+    assert np.isnan(credit([], np.array([]), 2)).all()
+
+
+def test_steps_count_on_over_rounds() -> None:
+    loop = Loop(rounds=2, waves=3)
+    assert [(step.wave, step.index) for step in steps(loop, 1)] == [(0, 3), (1, 4), (2, 5)]
