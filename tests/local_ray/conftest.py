@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,3 @@ def local_ray() -> Iterator[None]:
     yield
     ray.shutdown()
 
-
-@pytest.fixture
-def killed_at_end() -> Iterator[Callable[[Any], Any]]:
-    """Register an actor of this test; it is gone when the test is over."""
-    actors: list[Any] = []
-
-    def register(actor: Any) -> Any:
-        actors.append(actor)
-        return actor
-
-    yield register
-    for actor in actors:
-        ray.kill(actor)

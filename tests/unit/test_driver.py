@@ -1,6 +1,7 @@
 """Does the loop do what the paper says, in its order, with roles that are as simple as can be?"""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import fakes
 import numpy as np
@@ -12,7 +13,7 @@ from rlhf_ray.bandit.linucb import LinUCB
 from rlhf_ray.bandit.selector import Bandit, Selector
 from rlhf_ray.config.schema import Loop, Pairs
 from rlhf_ray.driver import Driver, credit, steps
-from rlhf_ray.messages import Pair, Step
+from rlhf_ray.messages import Choices, Pair, Rollout, Scores, Step
 
 TASTES = {"right": "abcd", "wrong": "dcba"}
 
@@ -23,8 +24,6 @@ class Run:
 
     bandit: Bandit = field(default_factory=lambda: Fixed(2, 0))
     loop: Loop = field(default_factory=lambda: Loop(rounds=2, waves=2, prompts=2))
-    per_prompt: int = 1
-    tastes: dict[str, str] = field(default_factory=lambda: TASTES)
 
     def __post_init__(self) -> None:
         self.diary: Diary = []
@@ -35,13 +34,13 @@ class Run:
             contexts=fakes.contexts,
             policy=self.policy,
             selector=Selector(self.bandit, tuple(TASTES), seed=0, low=0.2, high=0.8, window=100),
-            judges=fakes.Judges(self.diary, self.tastes),
+            judges=fakes.Judges(self.diary, TASTES),
             learner=self.learner,
             delivery=fakes.Delivery(self.diary, self.policy),
             evaluator=fakes.Evaluator(self.diary),
             record=self.record,
             loop=self.loop,
-            pairs=Pairs(per_prompt=self.per_prompt),
+            pairs=Pairs(per_prompt=1),
         )
 
 
@@ -141,21 +140,23 @@ def test_a_wave_that_is_done_is_not_run_again() -> None:
     assert "begin round" not in run.diary
 
 
-def test_a_wave_without_any_pair_updates_delivers_and_pays_nothing() -> None:
-    # Both judges find all four letters equal: every pair is a tie.
-    run = Run(tastes={"right": "aaaa", "wrong": "aaaa"})
-    run.driver.judges = Flat(run.diary, run.tastes)
+class Indifferent(fakes.Judges):
+    """Likes everything equally, so that every pair is a tie."""
+
+    def score(self, step: Step, choices: Choices, rollouts: Sequence[Rollout]) -> Scores:
+        scores = super().score(step, choices, rollouts)
+        return replace(scores, values=scores.values * 0.0)
+
+
+def test_a_wave_of_ties_pays_nobody() -> None:
+    bandit = LinUCB(2, 2, alpha=0.5, ridge=1.0)
+    run = Run(bandit)
+    run.driver.judges = Indifferent(run.diary, TASTES)
     run.driver.step(Step(0, 0, 0))
     (report,) = run.record.waves
     assert (report.pairs, report.ties) == ([], 2)
     assert np.isnan(report.signals).all()
-
-
-class Flat(fakes.Judges):
-    """Likes everything equally."""
-
-    def score(self, *arguments: object) -> fakes.Scores:
-        return fakes.Scores(np.zeros((2, 2, 4)), {}, 0.0)
+    assert bandit.pulls.tolist() == [0, 0]
 
 
 def test_credit_is_minus_the_mean_loss_of_a_prompts_pairs() -> None:

@@ -78,20 +78,18 @@ def test_a_wave_takes_turns_between_families_and_follows_from_its_step() -> None
     assert wave != task.wave(Step(1, 1, 9), 10)
 
 
-def test_the_share_of_correct_demonstrations_is_the_recipes() -> None:
+@pytest.mark.parametrize(
+    ("family", "expected"), [("sort", 0.59), ("reverse", 0.72), ("rotate", 0.62), ("swap", 0.62)]
+)
+def test_the_share_of_correct_demonstrations_is_the_recipes(
+    family: Families, expected: float
+) -> None:
     count = 1500
-    right = {
-        family: {p.text: p.answer for p in draw_prompts(
-            [family], count, seed=0, purpose="demonstrations", evaluation=False
-        )} for family in NAMES
-    }  # fmt: skip
-    examples = demonstrations(GoldData(), 4 * count, seed=0)
-    for family, expected in {"sort": 0.59, "reverse": 0.72, "rotate": 0.62, "swap": 0.62}.items():
-        found = np.mean(
-            [one.response == right[family][one.prompt] for one in examples if one.source == family]
-        )
-        # A scrambled answer is right by chance in about one of sixty.
-        assert abs(found - expected - 0.003) < 3 * sqrt(expected * (1 - expected) / count)
+    examples = demonstrations(GoldData(families=(family,)), count, seed=0)
+    # `srt bdaec=`: the argument stands between the tag and the equals sign.
+    right = [one.response == FAMILIES[family].rule(one.prompt[4:-1]) for one in examples]
+    # One scrambled answer in fifty is right by chance, which adds 0.004.
+    assert abs(np.mean(right) - expected - 0.004) < 3 * sqrt(expected * (1 - expected) / count)
 
 
 @given(WORDS, st.integers(0, 2**32), st.integers(1, 2))

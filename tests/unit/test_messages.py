@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,25 +87,23 @@ def test_every_message_is_tried_here() -> None:
 
 
 @pytest.mark.parametrize("message", SENT, ids=lambda one: type(one).__name__)
-def test_a_message_arrives_as_it_was_sent(message: object) -> None:
+def test_a_message_arrives_as_it_was_sent(message: Any) -> None:
     arrived = pickle.loads(pickle.dumps(message))
     assert type(arrived) is type(message)
-    assert dataclasses.is_dataclass(message)
-    assert not isinstance(message, type)
     np.testing.assert_equal(dataclasses.asdict(arrived), dataclasses.asdict(message))
 
 
 @pytest.mark.parametrize("message", SENT, ids=lambda one: type(one).__name__)
-def test_a_message_cannot_be_changed(message: object) -> None:
-    assert dataclasses.is_dataclass(message)
+def test_a_message_cannot_be_changed(message: Any) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(message, dataclasses.fields(message)[0].name, None)
 
 
 def test_every_error_is_tried_here() -> None:
-    raised = inspect.getmembers(errors, lambda one: inspect.isclass(one) and one.__module__)
     assert {type(one) for one in RAISED} == {
-        found for _, found in raised if issubclass(found, errors.RlhfRayError)
+        found
+        for _, found in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(found, errors.RlhfRayError)
     }
 
 
