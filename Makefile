@@ -10,7 +10,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed-$(EXTRA)
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test lint check bench clean
+.PHONY: setup demo test lint check clean
 
 setup: $(STAMP)
 

@@ -35,6 +35,7 @@ class Task(Protocol):
     def held_out(self, size: int) -> list[Prompt]: ...
     def demonstrations(self, count: int) -> list[Example]: ...
     def preferences(self, settings: Any, sample: Any) -> tuple[list[Preference], ...]: ...
+    def fingerprint(self, preferences: Any) -> str: ...
 
 
 class Gang(Protocol):
@@ -66,8 +67,8 @@ class Bootstrap:
         settings = self.recipe.policy
         if settings.path is not None and settings.supervised is None:
             return settings.path
-        key = self._key(self.recipe.policy, self.recipe.data)
-        return str(self._made("start", key, self._make_policy))
+        key = self._key(self.recipe.policy, self.recipe.data, self.task.fingerprint(None))
+        return str(self._made("start", key, self._make_policy, settings.path is None))
 
     def judge(self, name: str, policy: str, sample: Callable[..., list[Rollout]]) -> str:
         """The folder (or hub name) of a Bradley-Terry judge."""
@@ -76,9 +77,12 @@ class Bootstrap:
         if entry.train is None:
             assert entry.path is not None
             return entry.path
-        key = self._key(self.recipe.policy, self.recipe.data, entry, name)
+        data = self.task.fingerprint(entry.train.preferences)
+        key = self._key(self.recipe.policy, self.recipe.data, entry, name, data)
         make = partial(self._make_judge, name, entry, entry.path or policy, sample)
-        return str(self._made(f"judges/{name}", key, make))
+        # What a folder or a hub name holds may change under the same name.
+        fixed = entry.path is None and self.recipe.policy.path is None
+        return str(self._made(f"judges/{name}", key, make, fixed))
 
     def pairs(
         self, training: JudgeTraining, sample: Callable[..., list[Rollout]]
@@ -110,7 +114,7 @@ class Bootstrap:
             os.rename(start, folder)
             return
         chat = Chat.load(start, trust_remote_code=settings.trust_remote_code)
-        fitted = example_tokens(examples, chat, limit=recipe.policy.scratch.max_positions)
+        fitted = example_tokens(examples, chat, limit=chat.tokenizer.model_max_length)
         self.gang.begin(
             partial(
                 supervised_trainer,
@@ -161,8 +165,8 @@ class Bootstrap:
         self.gang.export(folder, tokenizer)
         self.gang.end()
 
-    def _made(self, name: str, key: str, make: Callable[[Path], None]) -> Path:
-        """`folder/name`, made once: from this run, from the cache, or now."""
+    def _made(self, name: str, key: str, make: Callable[[Path], None], share: bool) -> Path:
+        """`folder/name`, made once: from this run, from the cache (with `share`), or now."""
         target, cached = self.folder / name, cache_folder() / key
         if target.is_dir() and verify_manifest(target).get("key") == key:
             return target
@@ -170,13 +174,14 @@ class Bootstrap:
         for old in (target, staging):
             shutil.rmtree(old, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if _valid(cached):
+        if share and _valid(cached):
             shutil.copytree(cached, staging)
             self.progress(f"{name} (cached)", 1, 1, float("nan"))
         else:
             make(staging)
             write_manifest(staging, {"key": key})
-            _keep(staging, cached)
+            if share:
+                _keep(staging, cached)
         os.rename(staging, target)
         return target
 

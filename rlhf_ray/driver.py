@@ -5,6 +5,7 @@ Reads as the algorithm. What the roles are made of (Ray, vLLM, DeepSpeed, files)
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -101,7 +102,8 @@ class Driver:
     ) -> None:
         self.task, self.contexts, self.policy, self.selector = task, contexts, policy, selector
         self.judges, self.learner, self.delivery = judges, learner, delivery
-        self.evaluator, self.record, self.loop, self.pairs = evaluator, record, loop, pairs
+        self.evaluator, self.record, self.loop = evaluator, record, loop
+        self.build_pairs = partial(build_pairs, kind=pairs.kind, per_prompt=pairs.per_prompt)
 
     def run(self, done: int = 0) -> None:
         self.record.evaluated(self.evaluator.measure(0))
@@ -120,13 +122,8 @@ class Driver:
         rollouts = self.policy.generate(step, prompts)
         scores = self.judges.score(step, choices, rollouts)
         combined = self.selector.combine(choices, scores.values)
-        pairs, ties = build_pairs(
-            rollouts,
-            combined,
-            choices.names(),
-            kind=self.pairs.kind,
-            per_prompt=self.pairs.per_prompt,
-        )
+        pairs, ties = self.build_pairs(rollouts, combined, choices.names())
+
         update = self.learner.update(step, pairs)
         signals = credit(pairs, update.losses, len(prompts))
         self.selector.learn(choices, signals)

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Accuracy, Evaluation, Prompt, Rollout
 from rlhf_ray.rewards.rules import correct
 
@@ -22,7 +23,12 @@ class HeldOut:
 
     def __init__(self, sampler: Sampler, prompts: Sequence[Prompt], samples: int) -> None:
         self.sampler, self.samples = sampler, samples
-        self.prompts = [prompt for prompt in prompts if prompt.answer is not None]
+        self.prompts = [prompt for prompt in prompts if prompt.answer_type is not None]
+        if not self.prompts:
+            raise BadData(
+                "no held-out prompt has an answer to measure accuracy by; add `answer` and "
+                "`answer_type` to data.prompts_held_out"
+            )
 
     def measure(self, round: int) -> Evaluation:
         """Accuracies of the loaded policy; NaN-free because every prompt has an answer."""

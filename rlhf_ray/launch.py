@@ -104,6 +104,8 @@ class Models:
             self.chat = Chat.load(self.start_policy, trust_remote_code=trust)
             if isinstance(self.task, FileTask):
                 self.task.fit(lambda text: len(self.chat.prompt_ids(text)))
+                if self.task.dropped:
+                    view.say(f"  {self.task.dropped} prompts are too long and left out")
         with view.phase("rollout engines ready"):
             self.rollouts = Rollouts(
                 self.start_policy,
@@ -138,15 +140,17 @@ class Models:
 
     def train_policy(self) -> None:
         """The learners turn from bootstrap to the policy itself."""
-        recipe, loop = self.recipe, self.recipe.loop
-        updates = max(1, loop.rounds * loop.waves - loop.warm_waves) * recipe.learner.epochs
+        recipe, settings = self.recipe, self.recipe.learner
+        updates = max(1, recipe.loop.rounds * recipe.loop.waves - recipe.loop.warm_waves)
+        most = recipe.loop.prompts * recipe.pairs.per_prompt
+        per_wave = settings.epochs * -(-most // (settings.minibatch_pairs or most))
         self.learners.begin(
             partial(
                 policy_trainer,
                 self.start_policy,
                 recipe.learner,
                 pad_id=self.chat.pad_id,
-                total_steps=updates,
+                total_steps=updates * per_wave,
                 trust_remote_code=recipe.policy.trust_remote_code,
             )
         )

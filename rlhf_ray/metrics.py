@@ -54,7 +54,9 @@ def gold_scores(rollouts: Sequence[Rollout]) -> Floats:
     return np.array(
         [
             [
-                correct(rollout.prompt, one.text) if rollout.prompt.answer is not None else np.nan
+                correct(rollout.prompt, one.text)
+                if rollout.prompt.answer_type is not None
+                else np.nan
                 for one in rollout.responses
             ]
             for rollout in rollouts

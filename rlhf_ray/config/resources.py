@@ -216,7 +216,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
     if isinstance(data, FileData):
         if recipe.policy.supervised and data.demonstrations is None:
             yield "policy.supervised needs data.demonstrations; add them or drop policy.supervised"
-        for key in ("prompts", "prompts_held_out", "demonstrations", "demonstrations_held_out"):
+        for key in ("prompts", "prompts_held_out", "demonstrations"):
             files[f"data.{key}"] = getattr(data, key)
     elif len(set(data.families)) < max(1, len(data.families)):
         yield "data.families must name at least one family, each once"

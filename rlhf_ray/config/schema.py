@@ -41,7 +41,6 @@ class FileData(Section):
     prompts: str
     prompts_held_out: str
     demonstrations: str | None = None
-    demonstrations_held_out: str | None = None
     max_prompt_tokens: Count = 256
     over_long: Literal["error", "drop"] = "error"
     """What happens to a prompt that does not fit; `drop` counts and reports them."""
@@ -247,7 +246,7 @@ class Context(Section):
     """Last-token hidden state of the prompt under the start policy, whitened."""
 
     width: Count = 32
-    sample: Count = 256
+    sample: Annotated[int, Field(ge=2)] = 256
     """Prompts the centre and the principal axes are fitted on."""
 
 

@@ -40,7 +40,7 @@ class Chat:
                 turns, add_generation_prompt=True, tokenize=True, return_dict=False
             )
         else:
-            ids = self.tokenizer(text, add_special_tokens=True)["input_ids"]
+            ids = self.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
             if ids and ids[-1] == self.end_id:
                 ids = ids[:-1]
         start = self.tokenizer.bos_token_id
@@ -50,5 +50,5 @@ class Chat:
 
     def response_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of a finished response, with the end token."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return (*ids, self.end_id)

@@ -1,5 +1,6 @@
 """Files as a task: prompts, demonstrations and preferences the user brings."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,8 @@ class FileTask:
         self.data, self.seed = data, seed
         self.prompts = load_prompts(data.prompts, data.dir, data.sources)
         self.held_out_prompts = load_prompts(data.prompts_held_out, data.dir, data.sources)
-        self._demonstrations, self._held_out_demonstrations = (
-            load_examples(name, data.dir) if name else []
-            for name in (data.demonstrations, data.demonstrations_held_out)
-        )
+        named = data.demonstrations
+        self._demonstrations = load_examples(named, data.dir) if named else []
         self.dropped = 0
 
     def fit(self, length: Callable[[str], int]) -> None:
@@ -43,8 +42,12 @@ class FileTask:
     def demonstrations(self, count: int) -> list[Example]:
         return self._demonstrations
 
-    def held_out_demonstrations(self) -> list[Example]:
-        return self._held_out_demonstrations
+    def fingerprint(self, preferences: FilePreferences | None) -> str:
+        """Hash of the demonstrations, and of a judge's pairs: files change under their names."""
+        digest = hashlib.sha256(repr(self._demonstrations).encode())
+        if preferences is not None:
+            digest.update(repr(self.preferences(preferences, None)).encode())
+        return digest.hexdigest()
 
     def preferences(
         self, settings: FilePreferences, sample: Any

@@ -63,4 +63,6 @@ def pair_tokens(
     if expert is None:
         return tokens, Mixture(everything, everything[:0], 1.0)
     own = np.array([pair.source == expert[0] for pair in kept])
+    if not own.any():
+        raise BadData(f"no preference pair of source '{expert[0]}' fits {limit} tokens")
     return tokens, Mixture(everything[own], everything[~own], expert[1])

@@ -69,6 +69,11 @@ class Checkpoints:
             )
         return None
 
+    def oldest(self) -> int:
+        """Step index of the oldest checkpoint that is kept, -1 without any."""
+        kept = self._committed()
+        return int(kept[0].name.removeprefix("step-")) if kept else -1
+
     def _committed(self) -> list[Path]:
         """Oldest first."""
         steps = {

@@ -86,17 +86,22 @@ class RunRecord:
         extra = {"done": index + 1, "policy_version": report.update.policy_version}
         path = self.checkpoints.commit(index, self.save, extra)
         self.journal.append("checkpoint", str(report.step), {"name": path.name})
-        # The checkpoint holds what these would be needed for.
-        for old in sorted((self.folder / "rollouts").glob("*.parquet")):
-            if old.stem <= str(report.step):
-                old.unlink()
+        self._drop_rollouts()
+
+    def _drop_rollouts(self) -> None:
+        """Rollouts are kept back to the oldest checkpoint a resumed run may fall back to."""
+        steps = [key for key, _ in self.journal.all("learn")]
+        for key in steps[: self.checkpoints.oldest() + 1]:
+            (self.folder / "rollouts" / f"{key}.parquet").unlink(missing_ok=True)
 
 
 def _committed(path: Path, done: int) -> list[Row]:
     """Rows of an earlier attempt, without those of waves that will run again."""
     if not path.is_file():
         return []
-    rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # A killed driver may leave half a line at the end; whatever it said is in the journal too.
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    rows: list[Row] = [json.loads(line) for line in lines]
     return [row for row in rows if row["kind"] != "wave" or row["index"] < done]
 
 

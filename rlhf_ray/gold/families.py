@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_ray.config.schema import Families, GoldData
+from rlhf_ray.errors import RecipeError
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import Example, Prompt
 
@@ -17,6 +18,10 @@ LETTERS = "abcdefgh"
 WIDTH = 5
 HELD_OUT = 8
 """One prompt in eight is held out, by its checksum: no training signal ever sees it."""
+
+
+MOST = {False: 27_000, True: 3_900}
+"""Distinct prompts per family that random draws find in a bounded time, by `evaluation`."""
 
 
 def _shift(text: str, by: int) -> str:
@@ -67,6 +72,11 @@ def draw_prompts(
 
 
 def _draw(family: Families, count: int, rng: np.random.Generator, evaluation: bool) -> list[Prompt]:
+    if count > MOST[evaluation]:
+        raise RecipeError(
+            f"{count} different prompts of family '{family}' are asked, there are about "
+            f"{MOST[evaluation]}; ask for fewer, or name more data.families"
+        )
     found: dict[str, Prompt] = {}
     while len(found) < count:
         argument = "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=WIDTH))
@@ -76,13 +86,17 @@ def _draw(family: Families, count: int, rng: np.random.Generator, evaluation: bo
     return list(found.values())
 
 
+MOST_DEMONSTRATIONS = 20_000
+"""Per family; beyond it, demonstrations are shown again."""
+
+
 def demonstrations(data: GoldData, count: int, *, seed: int) -> list[Example]:
     """Imperfect demonstrations: a policy taught by them is right about half of the time.
 
     A wrong one follows a consistent distractor rule (35 %), is scrambled (45 %) or misses by one
     letter (20 %), so that the right answer stays the most likely one.
     """
-    per_family = -(-count // len(data.families))
+    per_family = min(-(-count // len(data.families)), MOST_DEMONSTRATIONS)
     prompts = draw_prompts(
         data.families, per_family, seed=seed, purpose="demonstrations", evaluation=False
     )

@@ -26,10 +26,7 @@ class GoldTask:
         return self._draw(size, "evaluation", evaluation=True)
 
     def demonstrations(self, count: int) -> list[Example]:
-        return demonstrations(self.data, min(count, 80_000), seed=self.seed)
-
-    def held_out_demonstrations(self) -> list[Example]:
-        return []
+        return demonstrations(self.data, count, seed=self.seed)
 
     def preferences(
         self, settings: GoldPreferences, sample: Sample
@@ -52,6 +49,10 @@ class GoldTask:
             )
         ]
         return pairs, held_out
+
+    def fingerprint(self, preferences: GoldPreferences | None) -> str:
+        """What the recipe does not say of the data: nothing, it is all generated."""
+        return ""
 
     def _draw(self, size: int, purpose: str, *, evaluation: bool) -> list[Prompt]:
         families = self.data.families

@@ -17,6 +17,8 @@ from rlhf_ray.messages import Floats, Prompt
 
 FLOOR = 1e-6
 """Smallest share of the leading variance an axis is scaled by; below it is rounding noise."""
+TINY = 1e-30
+"""Keeps prompts that all look alike at the zero vector instead of NaN."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +37,7 @@ class Whitener:
         top = np.argsort(variances)[::-1][:width]
         kept, axes = variances[top], vectors[:, top]
         axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-        return cls(centre, axes / np.sqrt(np.maximum(kept, kept[0] * FLOOR)))
+        return cls(centre, axes / np.sqrt(np.maximum(kept, max(kept[0] * FLOOR, TINY))))
 
     def __call__(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """[N, H] -> [N, D] of length one."""

@@ -70,21 +70,36 @@ def deepspeed_config(
     user = overrides or {}
     if isinstance(user, str):
         user = json.loads(Path(user).read_text(encoding="utf-8"))
-    user = {key: value for key, value in user.items() if value != "auto"}
+    user = _without_auto(user)
     if clash := [key for key in OURS if key in user]:
         raise RecipeError(
             f"learner.deepspeed sets {', '.join(clash)}, which follow from "
             "learner.tokens_per_batch and learner.minibatch_pairs; remove them"
         )
     stage = user.get("zero_optimization", {}).get("stage", zero_stage)
-    if stage not in (zero_stage, "auto"):
+    if stage != zero_stage:
         raise RecipeError(
             f"learner.deepspeed asks for ZeRO stage {stage}, learner.zero_stage for {zero_stage}"
+        )
+    bf16 = user.get("bf16", {}).get("enabled", precision == "bf16")
+    if user.get("fp16", {}).get("enabled") or bf16 != (precision == "bf16"):
+        raise RecipeError(
+            f"learner.deepspeed sets a precision other than learner.precision ({precision}); "
+            "leave bf16 and fp16 out of it"
         )
     merged = ours | user
     merged["zero_optimization"] = ours["zero_optimization"] | user.get("zero_optimization", {})
     merged["zero_optimization"]["stage"] = zero_stage
     return merged
+
+
+def _without_auto(tree: dict[str, Any]) -> dict[str, Any]:
+    """Hugging Face's "auto" values say: take what the trainer knows; ours are those."""
+    return {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value != "auto"
+    }
 
 
 def learning_rate(settings: Optimizer, step: int, total: int) -> float:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import ray
-
 from commandline import rlhf_ray
 from conftest import TINY
 

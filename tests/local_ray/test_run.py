@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from commandline import RUN_S, command, metrics, rlhf_ray
 from conftest import ROOT, TINY
+
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.manifest import verify_manifest
 
@@ -62,9 +62,7 @@ def test_samples_and_pairs_open_with_datasets(tiny_run: Path) -> None:
     assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
 
 
-def test_the_final_policy_opens_with_transformers_and_vllm(
-    tiny_run: Path, local_ray: None
-) -> None:
+def test_the_final_policy_opens_with_transformers_and_vllm(tiny_run: Path, local_ray: None) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from actors.rollout import Rollouts

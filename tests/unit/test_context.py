@@ -58,7 +58,6 @@ def test_fewer_prompts_than_directions_still_give_finite_contexts() -> None:
     assert np.isfinite(Whitener.fit(hidden, width=6)(hidden)).all()
 
 
-@pytest.mark.xfail(strict=True, reason="Whitener.fit divides by a variance of zero")
 @pytest.mark.filterwarnings("ignore:.*encountered in divide")
 def test_prompts_that_are_all_alike_still_give_finite_contexts() -> None:
     hidden = np.ones((5, 4), np.float32)

@@ -65,9 +65,6 @@ def test_a_response_without_an_answer_to_compare_has_no_gold_score() -> None:
     np.testing.assert_equal(gold_scores(WAVE.rollouts), expected)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="gold_scores asks for an answer, `correct` for an answer type"
-)
 def test_an_answer_without_a_type_is_not_compared() -> None:
     odd = replace(WAVE.rollouts[0], prompt=replace(WAVE.rollouts[0].prompt, answer_type=None))
     assert np.isnan(gold_scores([odd])).all()

@@ -181,10 +181,8 @@ def test_the_users_settings_lie_over_ours(tmp_path: Path, as_file: bool) -> None
         ({"train_batch_size": 64}, "train_batch_size.*follow from learner.tokens_per_batch"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps"),
         ({"zero_optimization": {"stage": 3}}, "ZeRO stage 3, learner.zero_stage for 2"),
-        pytest.param(
-            {"bf16": {"enabled": False}}, "learner.precision",
-            marks=pytest.mark.xfail(strict=True, reason="the user's precision wins silently"),
-        ),
+        ({"bf16": {"enabled": False}}, "learner.precision"),
+        ({"fp16": {"enabled": True}}, "learner.precision"),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_the_recipe_are_refused(

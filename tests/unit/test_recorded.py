@@ -238,9 +238,6 @@ def test_a_run_that_ended_is_not_run_again(tmp_path: Path) -> None:
     assert attempt(tmp_path, every=2) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RunRecord._checkpoint deletes rollouts an older checkpoint needs"
-)
 def test_a_damaged_newest_checkpoint_costs_its_waves_and_no_more(tmp_path: Path) -> None:
     attempt(tmp_path / "lived", every=2)
     attempt(tmp_path / "hurt", every=2)
@@ -249,9 +246,6 @@ def test_a_damaged_newest_checkpoint_costs_its_waves_and_no_more(tmp_path: Path)
     assert leavings(tmp_path / "hurt") == leavings(tmp_path / "lived")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="record._committed reads every line of metrics.jsonl as whole"
-)
 def test_a_torn_last_line_of_metrics_does_not_stop_a_run(tmp_path: Path) -> None:
     attempt(tmp_path, every=1)
     with (tmp_path / "metrics.jsonl").open("a") as file:
