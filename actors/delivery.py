@@ -26,6 +26,7 @@ class WorkerClient:
         self.workers, self.tensor_parallel, self.timeout_s = workers, tensor_parallel, timeout_s
         self.version = 0
         self._pending: list[Any] = []
+        self._chunk_under_way = False
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """NCCL ranks of the workers follow the trainer's, a tensor-parallel group each."""
@@ -48,8 +49,10 @@ class WorkerClient:
         self._queue("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._settle()  # at most one chunk under way, so memory stays bounded
+        if self._chunk_under_way:
+            self._settle()  # one chunk at a time, so memory stays bounded
         self._queue("update_weights", ray.put({"update_info": update_info}))
+        self._chunk_under_way = True
         if "tensors" not in update_info:
             self._settle()  # NCCL: the learner's broadcast runs beside this call
 
@@ -72,7 +75,7 @@ class WorkerClient:
         self._pending += [getattr(worker, method).remote(*arguments) for worker in self.workers]
 
     def _settle(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._chunk_under_way = self._pending, [], False
         get(pending, timeout_s=self.timeout_s, what="the rollout workers to load weights")
 
 

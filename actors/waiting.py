@@ -51,6 +51,8 @@ def log_to(folder: Path | None, name: str, threads: int) -> None:
     Thread counts are set here because engines read them when they are imported.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Roles take turns on the same cores: threads that wait by spinning would slow the others down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if folder is None:
         return

@@ -277,7 +277,12 @@ def model_length(recipe: Recipe) -> int:
     """Tokens of the longest prompt with its longest response."""
     if isinstance(recipe.data, FileData):
         return recipe.data.max_prompt_tokens + recipe.rollouts.max_tokens
-    return recipe.policy.scratch.max_positions
+    wanted = GOLD_PROMPT_TOKENS + recipe.rollouts.max_tokens
+    return wanted if recipe.policy.path else min(wanted, recipe.policy.scratch.max_positions)
+
+
+GOLD_PROMPT_TOKENS = 56
+"""No tokenizer makes more of a generated prompt of ten characters and its chat markup."""
 
 
 def weight_backend(recipe: Recipe) -> str:

@@ -281,7 +281,7 @@ class Weights(Section):
     """Largest piece sent at once."""
     tolerance: Positive | None = None
     """Largest difference in log-probability after a delivery; None: 1e-4 in fp32, 0.1 in bf16."""
-    probes: Count = 4
+    probes: Count = 2
     """Sequences compared after each delivery."""
 
 
