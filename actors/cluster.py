@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,13 +12,15 @@ from rlhf_ray.errors import ClusterUnavailable
 
 
 @contextmanager
-def cluster(cpus_wanted: float) -> Iterator[str]:
+def cluster(cpus_wanted: float, timeout_s: float) -> Iterator[str]:
     """The address of the cluster this run uses.
 
     Inside `ray job submit`, or with RAY_ADDRESS set, that cluster; otherwise a private one which
     ends with the run and admits any CPU plan: on one machine cores are shared, not owned.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _reachable(address, timeout_s)
     options = (
         {}
         if address
@@ -34,7 +37,7 @@ def cluster(cpus_wanted: float) -> Iterator[str]:
             configure_logging=True,
             **options,
         )
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterUnavailable(
             f"no Ray cluster at {address or 'this machine'}: {error}; is it up, and does "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token hold its token?"
@@ -43,6 +46,20 @@ def cluster(cpus_wanted: float) -> Iterator[str]:
         yield address or f"this machine ({context.address_info['session_dir']})"
     finally:
         ray.shutdown()
+
+
+def _reachable(address: str, timeout_s: float) -> None:
+    """Ray itself tries for minutes; a port nobody listens on is known at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+    except OSError as error:
+        raise ClusterUnavailable(
+            f"nothing answers at RAY_ADDRESS={address} ({error}); start the cluster, or unset it "
+            "to use this machine"
+        ) from error
 
 
 def totals() -> tuple[float, float]:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,7 +114,7 @@ class Bootstrap:
             os.rename(start, folder)
             return
         chat = Chat.load(start, trust_remote_code=settings.trust_remote_code)
-        fitted = example_tokens(examples, chat, limit=chat.tokenizer.model_max_length)
+        fitted = example_tokens(examples, chat, limit=chat.max_tokens)
         self.gang.begin(
             partial(
                 supervised_trainer,
@@ -128,7 +128,8 @@ class Bootstrap:
             )
         )
         self._train("policy", stages.steps, folder, start)
-        shutil.rmtree(start) if settings.path is None else None
+        if settings.path is None:
+            shutil.rmtree(start)
 
     def _make_judge(
         self,
@@ -218,6 +219,13 @@ def expert(training: JudgeTraining) -> tuple[str, float] | None:
     if isinstance(preferences, GoldPreferences):
         return preferences.expert, preferences.expert_share
     return None
+
+
+@cache
+def sources_hash() -> str:
+    """Hash of this package: a model made by other code is another model."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def cache_folder() -> Path:

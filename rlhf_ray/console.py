@@ -46,7 +46,7 @@ class View:
         self.console.print(escape(text))
 
     def progress(self, what: str, done: int, total: int, loss: float) -> None:
-        """A sign of life of a training; on a plain log only every tenth part."""
+        """A sign of life of a training; on a plain log only every quarter."""
         if self.bars is not None:
             if what not in self.tasks:
                 self.tasks[what] = self.bars.add_task(escape(what), total=total, loss=0.0)

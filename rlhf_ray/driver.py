@@ -125,7 +125,7 @@ class Driver:
         pairs, ties = self.build_pairs(rollouts, combined, choices.names())
 
         update = self.learner.update(step, pairs)
-        signals = credit(pairs, update.losses, len(prompts))
+        signals = credit(pairs, update.losses, rollouts)
         self.selector.learn(choices, signals)
         sync = self.delivery.deliver(update.policy_version)
         self.record.commit(
@@ -141,12 +141,20 @@ def steps(loop: Loop, round: int) -> Iterator[Step]:
         yield Step(round, wave, round * loop.waves + wave)
 
 
-def credit(pairs: Sequence[Pair], losses: Floats, num_prompts: int) -> Floats:
-    """[P] minus the mean loss of each prompt's pairs: what its arm is paid; NaN without a pair."""
-    totals, counts = np.zeros(num_prompts), np.zeros(num_prompts)
-    rows = [pair.prompt_index for pair in pairs]
-    np.add.at(totals, rows, losses)
-    np.add.at(counts, rows, 1.0)
-    means: Floats = np.full(num_prompts, np.nan)
-    np.divide(totals, counts, out=means, where=counts > 0)
-    return -means
+def credit(pairs: Sequence[Pair], losses: Floats, rollouts: Sequence[Rollout]) -> Floats:
+    """[P] what each prompt's arm is paid: minus the mean loss of its pairs.
+
+    Without a pair it is -inf where the arm could not tell different responses apart, and NaN where
+    all responses were the same, which is nobody's fault.
+    """
+    rows = np.array([pair.prompt_index for pair in pairs], dtype=np.int64)
+    return np.array(
+        [
+            -losses[rows == row].mean() if (rows == row).any() else _unpaired(rollout)
+            for row, rollout in enumerate(rollouts)
+        ]
+    )
+
+
+def _unpaired(rollout: Rollout) -> float:
+    return np.nan if len({one.token_ids for one in rollout.responses}) == 1 else -np.inf

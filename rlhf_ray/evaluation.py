@@ -23,12 +23,18 @@ class HeldOut:
 
     def __init__(self, sampler: Sampler, prompts: Sequence[Prompt], samples: int) -> None:
         self.sampler, self.samples = sampler, samples
-        self.prompts = [prompt for prompt in prompts if prompt.answer_type is not None]
-        if not self.prompts:
+        self.prompts = self.answered(prompts)
+
+    @staticmethod
+    def answered(prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Those that can be measured on. Raises BadData when there are none."""
+        found = [prompt for prompt in prompts if prompt.answer_type is not None]
+        if not found:
             raise BadData(
                 "no held-out prompt has an answer to measure accuracy by; add `answer` and "
                 "`answer_type` to data.prompts_held_out"
             )
+        return found
 
     def measure(self, round: int) -> Evaluation:
         """Accuracies of the loaded policy; NaN-free because every prompt has an answer."""

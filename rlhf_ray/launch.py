@@ -24,11 +24,19 @@ from actors.rollout import Rollouts
 from rlhf_ray.bandit.build import build_selector
 from rlhf_ray.bootstrap import Bootstrap, Task
 from rlhf_ray.config.resources import check_against_cluster, plan, render
-from rlhf_ray.config.schema import BradleyTerryJudge, FileData, GoldData, Recipe
+from rlhf_ray.config.schema import (
+    BradleyTerryJudge,
+    FileData,
+    GoldData,
+    GoldJudge,
+    Recipe,
+    RuleJudge,
+)
 from rlhf_ray.console import View
 from rlhf_ray.data.batches import Tokens
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.task import FileTask
+from rlhf_ray.data.tokens import fitting_pairs
 from rlhf_ray.driver import Driver, steps
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.folder import RunFolder
@@ -42,9 +50,10 @@ from rlhf_ray.durable.recorded import (
     replay,
     resume_point,
 )
+from rlhf_ray.errors import BadData
 from rlhf_ray.evaluation import HeldOut
 from rlhf_ray.gold.task import GoldTask
-from rlhf_ray.messages import Prompt
+from rlhf_ray.messages import Prompt, Step
 from rlhf_ray.metrics import Clock, Row
 from rlhf_ray.results import judge_row, leave_results, read_summary
 from rlhf_ray.rollouts.context import Contexts
@@ -54,7 +63,8 @@ from rlhf_ray.training.builders import policy_trainer
 def run(recipe: Recipe, run_dir: Path) -> None:
     """Run a recipe in its folder; the same call resumes it."""
     began, view = time.perf_counter(), View()
-    folder, task = RunFolder(run_dir, recipe), build_task(recipe)
+    task = build_task(recipe)
+    folder = RunFolder(run_dir, recipe, data=task.digest())
     if (known := read_summary(folder.path)) is not None:
         view.say("this run is finished; another one needs another --run-dir")
         view.end(folder.path, known)
@@ -70,8 +80,8 @@ def run(recipe: Recipe, run_dir: Path) -> None:
 
 def train_judges(recipe: Recipe, run_dir: Path) -> None:
     """Train the recipe's judges into `judges/<name>` and report their held-out accuracy."""
-    view = View()
-    folder, task = RunFolder(run_dir, recipe), build_task(recipe)
+    view, task = View(), build_task(recipe)
+    folder = RunFolder(run_dir, recipe, data=task.digest())
     with on_cluster(recipe, view):
         models = Models(recipe, task, folder.path, view)
         models.start()
@@ -134,9 +144,11 @@ class Models:
             if entry.train is None or name in known:
                 continue
             train, held_out = self.boot.pairs(entry.train, self.rollouts.generate)
-            if held_out:
-                accuracy, seed = self.judges.accuracy, self.recipe.seed
-                yield judge_row(name, accuracy, train, held_out, seed=seed)
+            chat = Chat.load(str(self.folder / "judges" / name))
+            read = fitting_pairs(held_out, chat, entry.max_tokens)
+            if read:
+                row = judge_row(name, self.judges.accuracy, train, read, seed=self.recipe.seed)
+                yield row | {"too_long": len(held_out) - len(read)}
 
     def train_policy(self) -> None:
         """The learners turn from bootstrap to the policy itself."""
@@ -169,7 +181,7 @@ class Models:
             self.learners,
             self.rollouts.workers,
             recipe.weights,
-            [Tokens(ids, max(1, len(ids) // 2)) for ids in probes],
+            [Tokens(ids, len(ids) // 2) for ids in probes if len(ids) > 1],
             backend=weight_backend(recipe),
             tensor_parallel=recipe.rollouts.tensor_parallel,
             tolerance=recipe.weights.tolerance
@@ -252,7 +264,7 @@ def on_cluster(recipe: Recipe, view: View) -> Iterator[None]:
     """Join or start Ray, and refuse what it cannot hold before any model is loaded."""
     check_import()
     wanted = plan(recipe)
-    with cluster(wanted.total_cpus) as address:
+    with cluster(wanted.total_cpus, recipe.timeouts.cluster_s) as address:
         # Ray has just put its own handler here, which would lose the exit code and the advice.
         signal.signal(signal.SIGTERM, stop)
         view.say(f"Ray: {address}")
@@ -266,11 +278,33 @@ def stop(signum: int, frame: Any) -> None:
 
 
 def build_task(recipe: Recipe) -> Any:
+    """The task with all its files read. Raises BadData or RecipeError for what cannot be used."""
     match recipe.data:
         case GoldData():
-            return GoldTask(recipe.data, seed=recipe.seed)
+            task: Any = GoldTask(recipe.data, seed=recipe.seed)
         case FileData():
-            return FileTask(recipe.data, seed=recipe.seed)
+            task = FileTask(recipe.data, seed=recipe.seed)
+            for entry in recipe.judges.values():
+                if isinstance(entry, BradleyTerryJudge) and entry.train is not None:
+                    task.preferences(entry.train.preferences, None)
+    check_prompts(recipe, task)
+    return task
+
+
+def check_prompts(recipe: Recipe, task: Task) -> None:
+    """What the loop will ask of the prompts, asked before any model is loaded."""
+    wave = task.wave(Step(0, 0, 0), recipe.loop.prompts)
+    HeldOut.answered(task.held_out(recipe.evaluate.prompts))
+    for name, entry in recipe.judges.items():
+        verifies = isinstance(entry, GoldJudge) or (
+            isinstance(entry, RuleJudge) and entry.rule not in ("length", "format")
+        )
+        for prompt in wave if verifies else ():
+            if prompt.answer is None:
+                raise BadData(
+                    f"judge '{name}' compares with answers, prompt '{prompt.id}' has none; add "
+                    "`answer` and `answer_type` to it, or leave it out"
+                )
 
 
 def model_length(recipe: Recipe) -> int:

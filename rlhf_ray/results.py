@@ -9,6 +9,7 @@ import rlhf_ray
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.data.baselines import HashedNgrams, longer_response_accuracy
 from rlhf_ray.durable.fsio import atomic_write
+from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Preference
 from rlhf_ray.metrics import Row, summary
 from rlhf_ray.report import write_report
@@ -28,8 +29,11 @@ def read_summary(folder: Path) -> Row | None:
     path = folder / "summary.json"
     if not path.is_file():
         return None
-    found: Row = json.loads(path.read_text(encoding="utf-8"))
-    return found if found["status"] == "completed" else None
+    try:
+        found: Row = json.loads(path.read_text(encoding="utf-8"))
+        return found if found["status"] == "completed" else None
+    except (ValueError, KeyError) as error:
+        raise BadData(f"{path} is damaged ({error!r}); remove it to go on with the run") from error
 
 
 def judge_row(

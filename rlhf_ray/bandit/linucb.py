@@ -47,6 +47,8 @@ class LinUCB:
     def learn(self, contexts: Floats, asked: Asked, rewards: Floats) -> None:
         assert (asked.sum(axis=1) == 1).all(), "LinUCB is paid for one arm per prompt"
         arms = asked.argmax(axis=1)
+        # Unpaid prompts count as pulls, or an arm that is never paid would come first for ever.
+        np.add.at(self.pulls, arms, 1)
         for row in np.flatnonzero(~np.isnan(rewards)):
             self._pay(int(arms[row]), contexts[row], float(rewards[row]))
 
@@ -64,4 +66,3 @@ class LinUCB:
         # The outer product of a vector with itself is symmetric to the last bit, and so stays A^-1.
         self.inverse[arm] -= np.outer(step, step) / (1.0 + context @ step)
         self.target[arm] += reward * context
-        self.pulls[arm] += 1

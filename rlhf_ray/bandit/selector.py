@@ -67,10 +67,14 @@ class Selector:
         return Choices(contexts, asked, self.arms, propensities)
 
     def learn(self, choices: Choices, signals: Floats) -> None:
-        """Pay the bandit for one wave. `signals`: [P], NaN where a prompt gave no pair."""
+        """Pay the bandit for one wave.
+
+        `signals`: [P]; -inf, paid 0, where an arm could not tell responses apart; NaN, not paid,
+        where there was nothing to tell apart.
+        """
         assert choices.arms == self.arms, (choices.arms, self.arms)
         assert signals.shape == choices.propensities.shape, signals.shape
-        assert not np.isinf(signals).any(), "a signal is finite or NaN"
+        assert not np.isposinf(signals).any(), "no loss is minus infinity"
         rewards = self._rewards(signals)
         self.bandit.learn(choices.contexts.astype(np.float64), choices.asked, rewards)
 
@@ -84,12 +88,10 @@ class Selector:
 
     def _rewards(self, signals: Floats) -> Floats:
         """[P] rewards in [0, 1]; NaN stays NaN."""
-        self._signals.extend(signals[~np.isnan(signals)].tolist())
-        if not self._signals:
-            return signals
-        low, high = np.quantile(self._signals, self._quantiles)
+        self._signals.extend(signals[np.isfinite(signals)].tolist())
+        low, high = np.quantile(self._signals, self._quantiles) if self._signals else (0.0, 0.0)
         if low == high:
-            return np.where(np.isnan(signals), np.nan, 0.5)
+            return np.where(np.isneginf(signals), 0.0, np.where(np.isnan(signals), np.nan, 0.5))
         rewards: Floats = np.clip((signals - low) / (high - low), 0.0, 1.0)
         return rewards
 

@@ -32,6 +32,10 @@ class PairTokens:
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
 
+    @property
+    def longest(self) -> int:
+        return max(len(self.chosen), len(self.rejected))
+
 
 def length_buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices grouped so that count x longest <= budget; a longer one stands alone.

@@ -17,6 +17,8 @@ class Chat:
         if tokenizer.eos_token_id is None:
             raise BadData(f"tokenizer of '{name}' has no end token; set eos_token in its config")
         self.end_id: int = tokenizer.eos_token_id
+        self.max_tokens: int = tokenizer.model_max_length
+        """Tokens of the longest text the model holds."""
         self.pad_id: int = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         )
@@ -24,13 +26,23 @@ class Chat:
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool = False) -> "Chat":
         """The tokenizer of a local Hugging Face folder or a hub name."""
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        except Exception as error:  # whatever a damaged folder makes its library say
             raise BadData(f"no tokenizer can be loaded from '{path}': {error}") from error
-        return cls(tokenizer, path)
+        text = config.get_text_config()
+        if len(tokenizer) > text.vocab_size:
+            raise BadData(
+                f"the tokenizer of '{path}' has {len(tokenizer)} tokens, its model knows "
+                f"{text.vocab_size}; they do not belong together"
+            )
+        chat = cls(tokenizer, path)
+        positions = getattr(text, "max_position_embeddings", None)
+        chat.max_tokens = min(chat.max_tokens, positions or chat.max_tokens)
+        return chat
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Tokens up to where the response begins."""

@@ -20,6 +20,7 @@ class FileTask:
         named = data.demonstrations
         self._demonstrations = load_examples(named, data.dir) if named else []
         self.dropped = 0
+        self._preferences: dict[FilePreferences, tuple[list[Preference], list[Preference]]] = {}
 
     def fit(self, length: Callable[[str], int]) -> None:
         """Keep the prompts that fit `data.max_prompt_tokens`, by the policy's own tokenizer.
@@ -49,10 +50,19 @@ class FileTask:
             digest.update(repr(self.preferences(preferences, None)).encode())
         return digest.hexdigest()
 
+    def digest(self) -> str:
+        """Hash of all prompts and demonstrations: a run goes on with the data it began with."""
+        everything = (self.prompts, self.held_out_prompts, self._demonstrations)
+        return hashlib.sha256(repr(everything).encode()).hexdigest()
+
     def preferences(
         self, settings: FilePreferences, sample: Any
     ) -> tuple[list[Preference], list[Preference]]:
         """Training and held-out pairs of one judge; nothing is sampled."""
-        train = load_preferences(settings.train, self.data.dir, settings.sources)
-        held_out = load_preferences(settings.held_out, self.data.dir) if settings.held_out else []
-        return train, held_out
+        if settings not in self._preferences:
+            folder, held_out = self.data.dir, settings.held_out
+            self._preferences[settings] = (
+                load_preferences(settings.train, folder, settings.sources),
+                load_preferences(held_out, folder) if held_out else [],
+            )
+        return self._preferences[settings]

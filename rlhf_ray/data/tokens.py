@@ -34,6 +34,21 @@ def example_tokens(examples: Sequence[Example], chat: Chat, *, limit: int) -> li
     return kept
 
 
+def fitting_pairs(
+    pairs: Sequence[Preference], chat: Chat, max_tokens: int | None
+) -> list[Preference]:
+    """The pairs a judge can read in full."""
+    limit = min(max_tokens or chat.max_tokens, chat.max_tokens)
+    return [pair for pair in pairs if _tokens(pair, chat).longest <= limit]
+
+
+def _tokens(pair: Preference, chat: Chat) -> PairTokens:
+    prompt = chat.prompt_ids(pair.prompt)
+    return PairTokens(
+        prompt + chat.response_ids(pair.chosen), prompt + chat.response_ids(pair.rejected)
+    )
+
+
 def pair_tokens(
     pairs: Sequence[Preference],
     chat: Chat,
@@ -44,16 +59,10 @@ def pair_tokens(
 
     Raises BadData when more than half do not fit.
     """
-    limit = max_tokens or chat.tokenizer.model_max_length
-    kept, tokens = [], []
-    for pair in pairs:
-        prompt = chat.prompt_ids(pair.prompt)
-        both = PairTokens(
-            prompt + chat.response_ids(pair.chosen), prompt + chat.response_ids(pair.rejected)
-        )
-        if max(len(both.chosen), len(both.rejected)) <= limit:
-            kept.append(pair)
-            tokens.append(both)
+    limit = min(max_tokens or chat.max_tokens, chat.max_tokens)
+    rendered = [(pair, _tokens(pair, chat)) for pair in pairs]
+    fitting = [(pair, both) for pair, both in rendered if both.longest <= limit]
+    kept, tokens = [pair for pair, _ in fitting], [both for _, both in fitting]
     if 2 * len(kept) < len(pairs) or not kept:
         raise BadData(
             f"{len(pairs) - len(kept)} of {len(pairs)} preference pairs are longer than {limit} "

@@ -13,16 +13,24 @@ from rlhf_ray.durable.fsio import atomic_write
 from rlhf_ray.errors import BadData, RecipeError, StorageFailed
 
 RESOLVED = "config.resolved.yaml"
-MAY_CHANGE = ("timeouts", "checkpoints", "judge_fleet", "rollouts.workers")
+OURS = {RESOLVED, ".lock"}
+MAY_CHANGE = ("timeouts", "checkpoints", "judge_fleet.workers", "rollouts.workers")
 """Keys that change how fast a run goes, not what it computes."""
 
 
 class RunFolder:
     """Opened for one driver at a time; the lock ends with the process, however it ends."""
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        """Raises RecipeError when the folder holds a run of another recipe, or a live one."""
+    def __init__(self, path: Path, recipe: Recipe, *, data: str = "") -> None:
+        """Raises RecipeError when the folder holds a run of another recipe, or a live one, and
+        BadData when it holds something else or `data` (a hash of what was read) has changed."""
         self.path = path.absolute()
+        found = {one.name for one in self.path.iterdir()} if self.path.is_dir() else set()
+        if found and not OURS & found:
+            raise BadData(
+                f"{self.path} is not empty and no run folder (it holds '{min(found)}'); choose "
+                "another with --run-dir"
+            )
         try:
             for name in ("samples", "pairs", "rollouts", "logs", "judges"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -38,17 +46,29 @@ class RunFolder:
             raise RecipeError(
                 f"another driver is running in {self.path}; wait for it, end it, or use --run-dir"
             ) from error
-        self.resumed = self._claim(recipe)
+        self._claim(recipe, data)
 
-    def _claim(self, recipe: Recipe) -> bool:
-        resolved = self.path / RESOLVED
+    def _claim(self, recipe: Recipe, data: str) -> None:
+        resolved, digest = self.path / RESOLVED, self.path / "data.sha256"
         text = dump_recipe(recipe)
-        if not resolved.is_file():
-            if any((self.path / "journal").glob("*.jsonl")):
-                raise BadData(f"{resolved} is missing beside a journal; restore it from a copy")
+        if not any((self.path / "journal").glob("*.jsonl")):
+            # Nothing has been sampled yet: a mended recipe may take the folder.
+            atomic_write(digest, data.encode())
             atomic_write(resolved, text.encode())
-            return False
-        old, new = (_flat(yaml.safe_load(one)) for one in (resolved.read_text("utf-8"), text))
+            return
+        for path in (resolved, digest):
+            if not path.is_file():
+                raise BadData(f"{path} is missing beside a journal; restore it from a copy")
+        if digest.read_text("utf-8") != data:
+            raise BadData(
+                f"prompts or demonstrations have changed since {self.path} began; restore the "
+                "files, or start over with another --run-dir"
+            )
+        try:
+            old = _flat(yaml.safe_load(resolved.read_text("utf-8")))
+        except (yaml.YAMLError, ValueError) as error:
+            raise BadData(f"{resolved} is damaged ({error}); restore it from a copy") from error
+        new = _flat(yaml.safe_load(text))
         changed = [
             f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
             for key in sorted(old.keys() | new.keys())
@@ -59,7 +79,6 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}); "
                 "give this one a folder of its own with --run-dir, or restore the recipe"
             )
-        return True
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rlhf_ray.durable.fsio import atomic_write
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.recorded import choice_body
 from rlhf_ray.durable.samples import pair_rows, sample_rows, write_rows
+from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Evaluation, WaveReport
 from rlhf_ray.metrics import Clock, Row, evaluation_row, gold_scores, timing_row, wave_row
 
@@ -101,7 +102,10 @@ def _committed(path: Path, done: int) -> list[Row]:
         return []
     # A killed driver may leave half a line at the end; whatever it said is in the journal too.
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    rows: list[Row] = [json.loads(line) for line in lines]
+    try:
+        rows: list[Row] = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise BadData(f"{path} is damaged ({error}); restore it from a copy") from error
     return [row for row in rows if row["kind"] != "wave" or row["index"] < done]
 
 

@@ -54,11 +54,16 @@ class RecordedJudges:
         self._score, self.journal = score, journal
 
     def score(self, step: Step, choices: Choices, rollouts: Sequence[Rollout]) -> Scores:
-        if known := self.journal.find("scores", str(step)):
+        known = self.journal.find("scores", str(step))
+        if known and np.array_equal(decode_array(known["asked"]), choices.asked):
             # NaN marks a judge that was not asked; the bits travel, not a number.
             return Scores(decode_array(known["values"]), known["forwards"], 0.0)
         scores = self._score(step, choices, rollouts)
-        body = {"values": encode_array(scores.values), "forwards": dict(scores.forwards)}
+        body = {
+            "asked": encode_array(choices.asked),
+            "values": encode_array(scores.values),
+            "forwards": dict(scores.forwards),
+        }
         self.journal.append("scores", str(step), body)
         return scores
 

@@ -54,6 +54,10 @@ class GoldTask:
         """What the recipe does not say of the data: nothing, it is all generated."""
         return ""
 
+    def digest(self) -> str:
+        """Hash of everything that was read: nothing."""
+        return ""
+
     def _draw(self, size: int, purpose: str, *, evaluation: bool) -> list[Prompt]:
         families = self.data.families
         per_family = -(-size // len(families))

@@ -10,7 +10,7 @@ import torch
 
 from rlhf_ray.data.batches import length_buckets, pad
 from rlhf_ray.data.chat import Chat
-from rlhf_ray.errors import BadData, JudgeFailed
+from rlhf_ray.errors import JudgeFailed
 from rlhf_ray.messages import Floats, Prompt
 from rlhf_ray.training.modules import ScalarScore
 from rlhf_ray.training.reward_model import load_classifier
@@ -33,12 +33,10 @@ class BradleyTerry:
     ) -> None:
         self.name, self.budget = name, tokens_per_batch
         self.chat = Chat.load(path, trust_remote_code=trust_remote_code)
-        model = load_classifier(path, self.chat.pad_id, trust_remote_code=trust_remote_code)
-        labels = model.config.num_labels
-        if labels != 1:
-            raise BadData(f"judge '{name}': {path} has {labels} labels; a reward model has one")
-        positions = getattr(model.config, "max_position_embeddings", None)
-        self.max_tokens = min(x for x in (max_tokens, positions, 1 << 30) if x is not None)
+        model = load_classifier(
+            path, self.chat.pad_id, new_head=False, trust_remote_code=trust_remote_code
+        )
+        self.max_tokens = min(max_tokens or self.chat.max_tokens, self.chat.max_tokens)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.score_module = ScalarScore(model).to(self.device).eval()
 

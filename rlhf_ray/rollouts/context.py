@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_ray.errors import RecipeError
 from rlhf_ray.messages import Floats, Prompt
 
 FLOOR = 1e-6
@@ -66,6 +67,11 @@ class Contexts:
         """Embed each distinct prompt once; the axes are fitted on the first `sample` of them."""
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
         hidden = embed(distinct)  # [N, H]
+        if hidden.shape[1] < width:
+            raise RecipeError(
+                f"context.width is {width}, the policy's hidden states have {hidden.shape[1]} "
+                "numbers; lower it"
+            )
         vectors = Whitener.fit(hidden[:sample], width)(hidden)
         return cls([prompt.id for prompt in distinct], vectors)
 

@@ -64,6 +64,11 @@ class RolloutEngine:
                 "enforce_eager": True,
                 "distributed_executor_backend": "uni",
                 "max_num_seqs": 256,
+                # vLLM's CPU sampler cannot seed a request whose prompt is split over steps, and a
+                # warm prefix cache shifts last bits: both would make results depend on chance.
+                "enable_chunked_prefill": False,
+                "enable_prefix_caching": False,
+                "max_num_batched_tokens": max(4096, max_model_len),
                 "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
             }
         if backend == "host":

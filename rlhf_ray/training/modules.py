@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_ray.errors import BadData
 from rlhf_ray.losses.logprobs import token_logprobs
+
+ODD_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings by which some models turn hidden states into logits other than by their head alone."""
 
 
 class ResponseLogprobs(nn.Module):
@@ -17,6 +21,14 @@ class ResponseLogprobs(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        config, head = model.config.get_text_config(), model.get_output_embeddings()
+        odd = [name for name in ODD_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
+        odd += ["lm_head.bias"] if getattr(head, "bias", None) is not None else []
+        if odd:
+            raise BadData(
+                f"a {config.model_type} model changes its logits by {', '.join(odd)}, which the "
+                "memory-saving log-probabilities leave out; choose a model without"
+            )
 
     def external_parameters(self) -> list[nn.Parameter]:
         """The output matrix is read outside its own layer; ZeRO-3 must know to gather it."""

@@ -14,20 +14,34 @@ from torch import Tensor
 
 from rlhf_ray.config.schema import JudgeTraining, Learner
 from rlhf_ray.data.batches import Mixture, PairTokens, length_buckets, pad, rank_share
+from rlhf_ray.errors import BadData
 from rlhf_ray.losses.reward_model import smoothed_bt
 from rlhf_ray.training.engine import ZeroEngine
 from rlhf_ray.training.modules import ScalarScore
-from rlhf_ray.training.policy import Rank
+from rlhf_ray.training.policy import Rank, loaded
 
 
-def load_classifier(path: str, pad_id: int, *, trust_remote_code: bool = False) -> Any:
-    """A one-label sequence classifier; the head of a plain language model starts at zero."""
+def load_classifier(
+    path: str, pad_id: int, *, new_head: bool, trust_remote_code: bool = False
+) -> Any:
+    """A one-label sequence classifier, in fp32 and without dropout.
+
+    With `new_head`, a plain language model gets a head that starts at zero. Raises BadData for
+    other numbers of labels, and for a plain language model where a trained head is needed.
+    """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     fresh = not any("SequenceClassification" in name for name in config.architectures or [])
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=torch.float32, trust_remote_code=trust_remote_code
+    if fresh and not new_head:
+        raise BadData(
+            f"'{path}' is a language model without a reward head; give the judge `train`, or the "
+            "path of a sequence classifier with one label"
+        )
+    if not fresh and config.num_labels != 1:
+        raise BadData(f"'{path}' has {config.num_labels} labels; a reward model has one")
+    model = loaded(
+        AutoModelForSequenceClassification, path, num_labels=1, trust_remote_code=trust_remote_code
     )
     if fresh and hasattr(model, "score"):
         torch.nn.init.zeros_(model.score.weight)
@@ -57,7 +71,9 @@ class RewardModelTrainer:
         self.pad_id, self.seed, self.budget = pad_id, seed, learner.tokens_per_batch
         self.zero_stage = learner.zero_stage
         self.engine = ZeroEngine(
-            ScalarScore(load_classifier(path, pad_id, trust_remote_code=trust_remote_code)),
+            ScalarScore(
+                load_classifier(path, pad_id, new_head=True, trust_remote_code=trust_remote_code)
+            ),
             settings.optimizer,
             zero_stage=learner.zero_stage,
             precision=learner.precision,

@@ -169,7 +169,21 @@ def test_a_choice_without_reward_teaches_nothing() -> None:
     bandit.learn(np.ones((2, 2)), ask_one(np.array([0, 1]), 2), np.array([NAN, 1.0]))
     state = bandit.state()
     np.testing.assert_array_equal(state["inverse"][0], np.eye(2))
-    assert state["pulls"].tolist() == [0, 1]
+    # It counts as a pull, or an arm that is never paid would come first for ever.
+    assert state["pulls"].tolist() == [1, 1]
+
+
+def test_an_arm_that_never_tells_responses_apart_loses_its_turn() -> None:
+    selector = Selector(
+        LinUCB(2, 2, alpha=0.5, ridge=1.0), ("flat", "good"), seed=0, low=0.2, high=0.8, window=99
+    )
+    contexts = np.tile(np.array([[1.0, 0.0]], np.float32), (20, 1))
+    prompts = [Prompt(str(i), "x", "s") for i in range(20)]
+    for index in range(6):
+        choices = selector.choose(Step(0, index, index), prompts, contexts)
+        signals = np.where(choices.asked[:, 0], -np.inf, -1.0 + 0.01 * np.arange(20))
+        selector.learn(choices, signals)
+    assert choices.asked[:, 1].all()
 
 
 def toy_waves(selector: Selector, count: int) -> list[tuple[Choices, Floats]]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, replace
 import fakes
 import numpy as np
 import pytest
-from fakes import Diary
+from fakes import Diary, respond
 
 from rlhf_ray.bandit.fixed import Fixed, RoundRobin
 from rlhf_ray.bandit.linucb import LinUCB
 from rlhf_ray.bandit.selector import Bandit, Selector
 from rlhf_ray.config.schema import Loop, Pairs
 from rlhf_ray.driver import Driver, credit, steps
-from rlhf_ray.messages import Choices, Pair, Rollout, Scores, Step
+from rlhf_ray.messages import Choices, Pair, Prompt, Rollout, Scores, Step
 
 TASTES = {"right": "abcd", "wrong": "dcba"}
 
@@ -148,25 +148,30 @@ class Indifferent(fakes.Judges):
         return replace(scores, values=scores.values * 0.0)
 
 
-def test_a_wave_of_ties_pays_nobody() -> None:
+def test_a_judge_that_tells_nothing_apart_is_paid_nothing() -> None:
     bandit = LinUCB(2, 2, alpha=0.5, ridge=1.0)
     run = Run(bandit)
     run.driver.judges = Indifferent(run.diary, TASTES)
     run.driver.step(Step(0, 0, 0))
     (report,) = run.record.waves
     assert (report.pairs, report.ties) == ([], 2)
-    assert np.isnan(report.signals).all()
-    assert bandit.pulls.tolist() == [0, 0]
+    assert np.isneginf(report.signals).all()
+    assert bandit.pulls.sum() == 2
+    assert not bandit.target.any()
 
 
 def test_credit_is_minus_the_mean_loss_of_a_prompts_pairs() -> None:
-    # Prompt 0 has losses 1 and 3, prompt 2 has 0.5, prompt 1 has no pair.
-    found = credit([pair_of(0), pair_of(2), pair_of(0)], np.array([1.0, 0.5, 3.0]), 3)
-    np.testing.assert_equal(found, np.array([-2.0, np.nan, -0.5]))
+    # Prompt 0 has losses 1 and 3, prompt 2 has 0.5; prompt 1 has no pair although its responses
+    # differ, prompt 3 has none because they do not.
+    rollouts = [rollout_of("ab"), rollout_of("ab"), rollout_of("ab"), rollout_of("aa")]
+    pairs = [pair_of(0), pair_of(2), pair_of(0)]
+    found = credit(pairs, np.array([1.0, 0.5, 3.0]), rollouts)
+    np.testing.assert_equal(found, np.array([-2.0, -np.inf, -0.5, np.nan]))
 
 
-def test_without_pairs_there_is_no_credit() -> None:
-    assert np.isnan(credit([], np.array([]), 2)).all()
+def rollout_of(letters: str) -> Rollout:
+    prompt = Prompt("p", "ask", "s", "a", "exact")
+    return Rollout(prompt, (7, 8), tuple(respond(letter) for letter in letters), 0)
 
 
 def test_steps_count_on_over_rounds() -> None:
