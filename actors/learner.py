@@ -89,11 +89,17 @@ class LearnerActor:
     def restore(self, folder: Path) -> None:
         self.trainer.restore(folder)
 
-    def export(self, folder: Path, tokenizer: str) -> None:
+    def export(self, folder: Path, tokenizer: str, trust_remote_code: bool) -> None:
         """A Hugging Face folder of the model as it stands."""
         from rlhf_ray.training.export import export
 
-        export(self.trainer, folder, tokenizer, write=self.rank == 0)
+        export(
+            self.trainer,
+            folder,
+            tokenizer,
+            write=self.rank == 0,
+            trust_remote_code=trust_remote_code,
+        )
 
 
 class Learners:
@@ -190,8 +196,9 @@ class Learners:
         self._ask("restore", folder, timeout_s=self.timeouts.update_s)
         self.version = version
 
-    def export(self, folder: Path, tokenizer: str) -> None:
-        self._ask("export", folder, tokenizer, timeout_s=self.timeouts.update_s)
+    def export(self, folder: Path, tokenizer: str, *, trust_remote_code: bool = False) -> None:
+        wait = self.timeouts.update_s
+        self._ask("export", folder, tokenizer, trust_remote_code, timeout_s=wait)
 
     def _ask(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
         refs = [getattr(rank, method).remote(*arguments) for rank in self.ranks]

@@ -74,7 +74,11 @@ def run(recipe: Recipe, run_dir: Path) -> None:
         models = Models(recipe, task, folder.path, view)
         models.start()
         rows = train(models, folder.path)
-        models.learners.export(folder.path / "final", models.start_policy)
+        models.learners.export(
+            folder.path / "final",
+            models.start_policy,
+            trust_remote_code=recipe.policy.trust_remote_code,
+        )
         view.end(folder.path, leave_results(recipe, folder.path, rows, time.perf_counter() - began))
 
 

@@ -17,6 +17,7 @@ class Section(BaseModel):
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Families = Literal["sort", "reverse", "rotate", "swap"]
 
@@ -51,6 +52,9 @@ class FileData(Section):
 Data = Annotated[GoldData | FileData, Field(discriminator="kind")]
 
 
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+
+
 class Scratch(Section):
     """A small Llama and its tokenizer, made on the spot so that nothing is downloaded."""
 
@@ -65,10 +69,10 @@ class Scratch(Section):
 
     @model_validator(mode="after")
     def _head_size_suits_the_cpu_attention(self) -> "Scratch":
-        if self.hidden_size % self.heads or self.hidden_size // self.heads < 32:
+        if self.hidden_size not in {self.heads * size for size in HEAD_SIZES}:
             raise ValueError(
-                f"hidden_size / heads must be a whole number >= 32 (vLLM's CPU attention), "
-                f"got {self.hidden_size} / {self.heads}"
+                f"hidden_size / heads must be one of {', '.join(map(str, HEAD_SIZES))} (vLLM's CPU "
+                f"attention), got {self.hidden_size} / {self.heads}"
             )
         return self
 
@@ -77,7 +81,7 @@ class Optimizer(Section):
     """AdamW and its schedule."""
 
     lr: Positive = 1e-4
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"

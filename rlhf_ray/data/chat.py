@@ -4,6 +4,8 @@ from typing import Any
 
 from rlhf_ray.errors import BadData
 
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+
 
 class Chat:
     """Renders prompts and responses for one tokenizer, never with two start tokens.
@@ -16,6 +18,8 @@ class Chat:
         self.name = name
         if tokenizer.eos_token_id is None:
             raise BadData(f"tokenizer of '{name}' has no end token; set eos_token in its config")
+        # Lengths are checked where they matter; the library would warn into the middle of a log.
+        tokenizer.deprecation_warnings[TOO_LONG] = True
         self.end_id: int = tokenizer.eos_token_id
         self.max_tokens: int = tokenizer.model_max_length
         """Tokens of the longest text the model holds."""
@@ -52,7 +56,7 @@ class Chat:
                 turns, add_generation_prompt=True, tokenize=True, return_dict=False
             )
         else:
-            ids = self.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+            ids = self.tokenizer(text, add_special_tokens=True)["input_ids"]
             if ids and ids[-1] == self.end_id:
                 ids = ids[:-1]
         start = self.tokenizer.bos_token_id
@@ -62,5 +66,5 @@ class Chat:
 
     def response_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of a finished response, with the end token."""
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return (*ids, self.end_id)

@@ -7,6 +7,7 @@ from typing import Any
 from rlhf_ray.config.schema import FileData, FilePreferences
 from rlhf_ray.data.preferences import load_examples, load_preferences
 from rlhf_ray.data.prompts import fit_prompts, held_out_sample, load_prompts, wave_prompts
+from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Example, Preference, Prompt, Step
 
 
@@ -20,6 +21,13 @@ class FileTask:
         named = data.demonstrations
         self._demonstrations = load_examples(named, data.dir) if named else []
         self.dropped = 0
+        held_out = {prompt.text: prompt.id for prompt in self.held_out_prompts}
+        seen = [prompt.text for prompt in self.prompts] + [e.prompt for e in self._demonstrations]
+        if shared := sorted({held_out[text] for text in seen if text in held_out}):
+            raise BadData(
+                f"{len(shared)} held-out prompts are also trained on ('{shared[0]}' first): accuracy "
+                "on them would mean nothing; take them out of one of the files"
+            )
         self._preferences: dict[FilePreferences, tuple[list[Preference], list[Preference]]] = {}
 
     def fit(self, length: Callable[[str], int]) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 from rlhf_ray.training.engine import zero_source
 
 
-def export(trainer: Any, folder: Path, tokenizer: str, *, write: bool) -> None:
+def export(
+    trainer: Any, folder: Path, tokenizer: str, *, write: bool, trust_remote_code: bool = False
+) -> None:
     """Gather the weights (a collective); the rank that writes saves them with a tokenizer."""
     weights = {
         name: value.cpu().clone() if write else None
@@ -18,4 +20,6 @@ def export(trainer: Any, folder: Path, tokenizer: str, *, write: bool) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     trainer.model.save_pretrained(folder, state_dict=weights)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code).save_pretrained(
+        folder
+    )

@@ -133,7 +133,7 @@ def test_a_relative_path_stays_as_written(path: Path) -> None:
         (("learner.precision=fp16",), "got \"fp16\"; did you mean 'bf16'?"),
         (
             ("policy.scratch.heads=5",),
-            "policy.scratch: hidden_size / heads must be a whole number >= 32",
+            "policy.scratch: hidden_size / heads must be one of 32, 64",
         ),
         (("learner.optimizer.lr=.inf",), "learner.optimizer.lr should be a finite number"),
         (("name.first=a",), "'name.first' cannot be set, 'name' is one value and has no keys"),
