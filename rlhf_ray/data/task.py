@@ -25,8 +25,8 @@ class FileTask:
         seen = [prompt.text for prompt in self.prompts] + [e.prompt for e in self._demonstrations]
         if shared := sorted({held_out[text] for text in seen if text in held_out}):
             raise BadData(
-                f"{len(shared)} held-out prompts are also trained on ('{shared[0]}' first): accuracy "
-                "on them would mean nothing; take them out of one of the files"
+                f"{len(shared)} held-out prompts are also trained on ('{shared[0]}' first): "
+                "accuracy on them would mean nothing; take them out of one of the files"
             )
         self._preferences: dict[FilePreferences, tuple[list[Preference], list[Preference]]] = {}
 
