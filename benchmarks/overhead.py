@@ -51,7 +51,7 @@ def engines_ready_s(recipe: Recipe, folder: Path) -> float:
     from rlhf_ray.launch import model_length, weight_backend
 
     policy = str(folder / "final")
-    with cluster(recipe.rollouts.num_cpus * recipe.rollouts.workers):
+    with cluster(recipe.rollouts.num_cpus * recipe.rollouts.workers, 120):
         Rollouts(
             policy,
             Chat.load(policy, trust_remote_code=recipe.policy.trust_remote_code),

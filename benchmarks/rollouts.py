@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Timed], list[Timed]]:
     arguments = {
         "max_model_len": length, "precision": "fp32", "backend": "host", "seed": SEED,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder, cluster(2 * settings.num_cpus):
+    with tempfile.TemporaryDirectory() as folder, cluster(2 * settings.num_cpus, 120):
         shown = texts(demonstrations(data, 64, seed=SEED))
         make_policy(Path(folder), Scratch(max_positions=length), shown, seed=SEED)
         chat = Chat.load(folder)
