@@ -3,6 +3,7 @@
 On a terminal there are bars and colours; elsewhere (a job log) the same facts as plain lines.
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -55,7 +56,8 @@ class View:
         share = done / total
         if share - self.shown.get(what, -1.0) >= 0.25 or done == total:
             self.shown[what] = share
-            self.console.print(f"  {escape(what)}: step {done} of {total}, loss {loss:.3f}")
+            known = "" if math.isnan(loss) else f": step {done} of {total}, loss {loss:.3f}"
+            self.say(f"  {what}{known}")
 
     def row(self, row: Row, report: WaveReport | None) -> None:
         """One line per wave or evaluation; two samples when a round begins."""

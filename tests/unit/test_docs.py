@@ -21,9 +21,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 
-PENDING = ("docs/performance.md",)
-"""Made from measurements, hence last: a checkout without them is not wrong, only not measured."""
-
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
@@ -57,8 +54,6 @@ def parsed(words: list[str]) -> Any:
 
 
 def exists(path: str) -> bool:
-    if path in PENDING and not (ROOT / path).exists():
-        pytest.skip(f"{path} is made from measurements, which this checkout does not have")
     return (ROOT / path).exists()
 
 
