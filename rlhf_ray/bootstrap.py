@@ -36,6 +36,7 @@ class Task(Protocol):
     def demonstrations(self, count: int) -> list[Example]: ...
     def preferences(self, settings: Any, sample: Any) -> tuple[list[Preference], ...]: ...
     def fingerprint(self, preferences: Any) -> str: ...
+    def fit(self, chat: Chat) -> None: ...
 
 
 class Gang(Protocol):
@@ -114,6 +115,7 @@ class Bootstrap:
             os.rename(start, folder)
             return
         chat = Chat.load(start, trust_remote_code=settings.trust_remote_code)
+        self.task.fit(chat)  # a prompt that is too long is refused before anything is trained
         fitted = example_tokens(examples, chat, limit=chat.max_tokens)
         self.gang.begin(
             partial(

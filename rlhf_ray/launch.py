@@ -103,6 +103,10 @@ class Models:
     def start(self) -> None:
         """Learners, then the start policy, the engines that sample from it, and the judges."""
         recipe, view, logs = self.recipe, self.view, self.folder / "logs"
+        if recipe.policy.path is not None:  # its tokenizer is at hand: look before anything starts
+            self.task.fit(
+                Chat.load(recipe.policy.path, trust_remote_code=recipe.policy.trust_remote_code)
+            )
         with view.phase("learners ready"):
             self.learners = Learners(
                 recipe.learner,
@@ -116,10 +120,9 @@ class Models:
         with view.phase("policy ready"):
             self.start_policy = self.boot.policy()
             self.chat = Chat.load(self.start_policy, trust_remote_code=trust)
-            if isinstance(self.task, FileTask):
-                self.task.fit(lambda text: len(self.chat.prompt_ids(text)))
-                if self.task.dropped:
-                    view.say(f"  {self.task.dropped} prompts are too long and left out")
+            self.task.fit(self.chat)
+            if isinstance(self.task, FileTask) and self.task.dropped:
+                view.say(f"  {self.task.dropped} prompts are too long and left out")
         with view.phase("rollout engines ready"):
             self.rollouts = Rollouts(
                 self.start_policy,

@@ -1,10 +1,10 @@
 """Files as a task: prompts, demonstrations and preferences the user brings."""
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 from rlhf_ray.config.schema import FileData, FilePreferences
+from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.preferences import load_examples, load_preferences
 from rlhf_ray.data.prompts import fit_prompts, held_out_sample, load_prompts, wave_prompts
 from rlhf_ray.errors import BadData
@@ -30,7 +30,7 @@ class FileTask:
             )
         self._preferences: dict[FilePreferences, tuple[list[Preference], list[Preference]]] = {}
 
-    def fit(self, length: Callable[[str], int]) -> None:
+    def fit(self, chat: Chat) -> None:
         """Keep the prompts that fit `data.max_prompt_tokens`, by the policy's own tokenizer.
 
         Raises BadData naming those that do not, unless the recipe says to drop them.
@@ -38,7 +38,9 @@ class FileTask:
         limit, rule = self.data.max_prompt_tokens, self.data.over_long
         for name in ("prompts", "held_out_prompts"):
             prompts: list[Prompt] = getattr(self, name)
-            kept, dropped = fit_prompts(prompts, [length(p.text) for p in prompts], limit, rule)
+            kept, dropped = fit_prompts(
+                prompts, [len(chat.prompt_ids(p.text)) for p in prompts], limit, rule
+            )
             setattr(self, name, kept)
             self.dropped += dropped
 

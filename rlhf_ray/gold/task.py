@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rlhf_ray.config.schema import GoldData, GoldPreferences
+from rlhf_ray.data.chat import Chat
 from rlhf_ray.gold.families import demonstrations, draw_prompts
 from rlhf_ray.gold.pool import labelled_pairs
 from rlhf_ray.messages import Example, Preference, Prompt, Rollout, Step
@@ -53,6 +54,9 @@ class GoldTask:
     def fingerprint(self, preferences: GoldPreferences | None) -> str:
         """What the recipe does not say of the data: nothing, it is all generated."""
         return ""
+
+    def fit(self, chat: Chat) -> None:
+        """Nothing to leave out: generated prompts are short."""
 
     def digest(self) -> str:
         """Hash of everything that was read: nothing."""
