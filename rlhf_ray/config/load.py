@@ -186,7 +186,7 @@ class _Draft:
     def _explained(self, error: ValidationError) -> Iterator[str]:
         for one in error.errors(include_url=False):
             keys, holder = _followed(one["loc"], self.tree)
-            yield f"{self._where(keys)}: {_sentence(dict(one), keys, holder)}"
+            yield f"{self._where(keys)}: {_sentence(dict(one), keys, holder)}".replace(": : ", ": ")
 
 
 def _default_kind(name: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""The recipe as one frozen tree; what is not here cannot be configured.
-
-Each model checks what it can know alone; `resources.py` checks what the parts ask together.
-"""
+"""The recipe as one frozen tree; what is not here cannot be configured."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -388,3 +385,14 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     checkpoints: Checkpoints = Checkpoints()
     timeouts: Timeouts = Timeouts()
+
+    @model_validator(mode="after")
+    def _every_worker_has_work(self) -> "Recipe":
+        prompts, pairs = self.loop.prompts, self.loop.prompts * self.pairs.per_prompt
+        chunks = -(-max(prompts, self.evaluate.prompts) // self.rollouts.chunk_prompts)
+        if self.rollouts.workers > chunks or self.learner.workers > pairs:
+            raise ValueError(
+                f"rollouts.workers must be <= {chunks} (chunks) and learner.workers <= {pairs} "
+                f"(pairs), got {self.rollouts.workers} and {self.learner.workers}"
+            )
+        return self

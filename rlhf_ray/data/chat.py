@@ -16,11 +16,13 @@ class Chat:
     def __init__(self, tokenizer: Any, name: str) -> None:
         self.tokenizer = tokenizer
         self.name = name
-        if tokenizer.eos_token_id is None:
+        # Encoders such as BERT end a text with their separator.
+        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        if end is None:
             raise BadData(f"tokenizer of '{name}' has no end token; set eos_token in its config")
         # Lengths are checked where they matter; the library would warn into the middle of a log.
         tokenizer.deprecation_warnings[TOO_LONG] = True
-        self.end_id: int = tokenizer.eos_token_id
+        self.end_id: int = end
         self.max_tokens: int = tokenizer.model_max_length
         """Tokens of the longest text the model holds."""
         self.pad_id: int = (

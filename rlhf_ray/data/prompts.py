@@ -14,6 +14,7 @@ from rlhf_ray.data.records import Record
 from rlhf_ray.errors import BadData
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import Prompt
+from rlhf_ray.rewards.rules import number_in
 
 ANSWER_TYPES = ("exact", "number", "yesno", "choice")
 ANSWER_FIELDS = ("answer", "solution", "ground_truth")
@@ -144,7 +145,7 @@ def _check_answer(answer: str | None, kind: str, choices: tuple[str, ...], where
         )
     if answer is None:
         raise BadData(f"{where}: answer_type '{kind}' without an answer; add 'answer'")
-    if kind == "number" and not any(character in "0123456789" for character in answer):
+    if kind == "number" and number_in(answer) is None:
         raise BadData(f"{where}: answer '{answer}' is not a number; write it in digits")
     if kind == "yesno" and answer.lower() not in ("yes", "no", "true", "false"):
         raise BadData(f"{where}: answer '{answer}' must be yes or no")

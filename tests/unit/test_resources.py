@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
+from rlhf_ray.config.load import load_recipe
 from rlhf_ray.config.resources import (
     check_against_cluster,
     check_recipe,
@@ -326,3 +328,8 @@ def test_a_run_folder_below_a_file_or_a_closed_folder_is_refused(tmp_path: Path)
     for path in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
         with pytest.raises(RecipeError, match=r"cannot be written .*; choose another with"):
             check_run_dir(path)
+
+
+def test_workers_without_work_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"learner\.workers <= 128 \(pairs\), got 1 and 500"):
+        load_recipe(ROOT / "configs" / "demo.yaml", ["learner.workers=500"])
