@@ -349,7 +349,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--threads", type=int, default=2, help="of each side; voters have one each")
     add("--batch", type=int, default=16, help="pairs of a step")
     add(
-        "--tokens", type=int, default=2048, help="tokens_per_batch of ours: trainer and PlainScores"
+        "--tokens",
+        type=int,
+        default=Learner().tokens_per_batch,
+        help="tokens_per_batch of ours: trainer and PlainScores",
     )
     add("--zero-stage", type=int, choices=(0, 1), default=Learner().zero_stage)
     add("--steps", type=int, default=8, help="training: timed steps of each run")

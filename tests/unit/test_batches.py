@@ -1,5 +1,7 @@
 """Are sequences grouped within the budget, and is every pair trained on equally often?"""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,9 +12,33 @@ from rlhf_ray.data.batches import Mixture, epoch_order, length_buckets, pad, ran
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 
 
-def test_groups_are_filled_in_order_of_length_up_to_the_budget() -> None:
-    # 2 x 3 = 6 fits, a third of length 4 would cost 12; 9 is more than the budget and alone.
-    assert length_buckets([9, 3, 4, 2, 4], budget=8) == [[3, 1], [2, 4], [0]]
+def test_groups_follow_length_within_the_budget() -> None:
+    # 9 is more than the budget and alone; 3 and 2 together would pad one token, which is more
+    # than a pass of 8 / 32.
+    assert length_buckets([9, 3, 4, 2, 4], budget=8) == [[3], [1], [2, 4], [0]]
+
+
+def test_a_pass_is_worth_a_thirty_second_of_the_budget() -> None:
+    # Together 4 x 10 tokens, apart 3 x 2 + 10: 24 saved are worth a pass of 640 / 32 = 20,
+    # and not one of 960 / 32 = 30.
+    assert length_buckets([2, 2, 2, 10], budget=640) == [[0, 1, 2], [3]]
+    assert length_buckets([2, 2, 2, 10], budget=960) == [[0, 1, 2, 3]]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=7), st.integers(1, 400))
+def test_no_other_cut_is_cheaper(lengths: list[int], budget: int) -> None:
+    ascending = sorted(lengths)
+
+    def cost(groups: list[list[int]]) -> float:
+        return sum(len(one) * max(one) + budget / 32 for one in groups)
+
+    found = cost([[lengths[i] for i in group] for group in length_buckets(lengths, budget)])
+    for cuts in product((False, True), repeat=len(lengths) - 1):
+        groups = [[ascending[0]]]
+        for size, cut in zip(ascending[1:], cuts, strict=True):
+            groups = [*groups, [size]] if cut else [*groups[:-1], [*groups[-1], size]]
+        if all(len(one) == 1 or len(one) * max(one) <= budget for one in groups):
+            assert found <= cost(groups) + 1e-9
 
 
 @given(LENGTHS, st.integers(1, 100))
