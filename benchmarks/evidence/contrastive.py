@@ -7,13 +7,23 @@ of the responses, or of the differences between chosen and rejected, beside the 
     python benchmarks/evidence/contrastive.py --seeds 5 --minutes 12
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
-from lab import LEARNER, Cells, Gang, Row, accuracy, evenly, language_model, paired, shown, start
+from lab import (
+    LEARNER,
+    Cells,
+    Gang,
+    Row,
+    accuracy,
+    arguments,
+    evenly,
+    experiment,
+    language_model,
+    paired,
+    shown,
+)
 from world import demonstrations, pairs, prompts
 
 from rlhf_ray.bootstrap.reading import Reading
@@ -114,8 +124,7 @@ def one_seed(
                 compute = partial(
                     one_judge, gang, policy, term, train[:size], exams, seed_of(seed, "judge")
                 )
-                if cells.cell(compute, arm=name, seed=seed, flips=share, pairs=size) is None:
-                    return
+                cells.cell(compute, arm=name, seed=seed, flips=share, pairs=size)
 
 
 def report(cells: Cells) -> str:
@@ -142,27 +151,12 @@ def report(cells: Cells) -> str:
 
 
 def main() -> None:
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1)
+    parser = arguments(__doc__, "contrastive")
     parser.add_argument("--temperature", type=float, default=0.05, help="of all terms")
-    parser.add_argument("--minutes", type=float, help="stop after that many; call again to go on")
-    parser.add_argument("--work", type=Path, default=Path("runs/evidence/contrastive"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="only print the table")
     asked = parser.parse_args()
-    cells = Cells(asked.work / "cells.jsonl", asked.minutes and asked.minutes * 60)
-    if not asked.report:
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        start(asked.threads)
-        heat = {"temperature": asked.temperature}
-        arms = {name: term and term.model_copy(update=heat) for name, term in ARMS.items()}
-        gang = Gang()
-        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            one_seed(cells, gang, asked.work, seed, arms)
-    print(report(cells))
+    heat = {"temperature": asked.temperature}
+    arms = {name: term and term.model_copy(update=heat) for name, term in ARMS.items()}
+    experiment(asked, partial(one_seed, arms=arms), report)
 
 
 if __name__ == "__main__":

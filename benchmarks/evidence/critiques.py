@@ -7,7 +7,6 @@ qualities, controls, or what a learned critic wrote. Nothing is trained on the p
     python benchmarks/evidence/critiques.py --seeds 5 --minutes 20
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -17,8 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from lab import Cells, Gang, Row, accuracy, judge, language_model, paired, shown, start
+from lab import (
+    Cells,
+    Gang,
+    Row,
+    accuracy,
+    arguments,
+    experiment,
+    judge,
+    language_model,
+    paired,
+    shown,
+)
 from world import demonstrations, pairs, prompts, respond
 
 from rlhf_ray.config.judges import (
@@ -269,15 +278,13 @@ def one_seed(cells: Cells, gang: Gang, work: Path, seed: int) -> None:
     world = World(gang, work, seed)
     for critic in dict.fromkeys(arm.critic for arm in ARMS.values() if arm.critic):
         compute = partial(world.verdicts, critic)
-        if cells.cell(compute, arm="critic", critic=critic, seed=seed) is None:
-            return
+        cells.cell(compute, arm="critic", critic=critic, seed=seed)
     for count in STEPS:
         for name, arm in ARMS.items():
             if count not in arm.counts:
                 continue
             compute = partial(world.train, arm, count)
-            if cells.cell(compute, arm=name, n=count, seed=seed) is None:
-                return
+            cells.cell(compute, arm=name, n=count, seed=seed)
 
 
 def pairs_for(value: float, curve: Mapping[int, float]) -> float:
@@ -372,24 +379,7 @@ def report(cells: Cells) -> str:
 
 
 def main() -> None:
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, help="stop after that many; call again to go on")
-    parser.add_argument("--work", type=Path, default=Path("runs/evidence/critiques"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="only print the tables")
-    asked = parser.parse_args()
-    cells = Cells(asked.work / "cells.jsonl", asked.minutes and asked.minutes * 60)
-    if not asked.report:
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        start(asked.threads)
-        gang = Gang()
-        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            one_seed(cells, gang, asked.work, seed)
-    print(report(cells))
+    experiment(arguments(__doc__, "critiques").parse_args(), one_seed, report)
 
 
 if __name__ == "__main__":

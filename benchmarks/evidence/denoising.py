@@ -6,12 +6,23 @@ share: 4000 pairs, ten voters, judges of the same size for every recipe. Test pa
     python benchmarks/evidence/denoising.py --seeds 5 --minutes 30
 """
 
-import argparse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import transformers
-from lab import Cells, Gang, Row, accuracy, judge, language_model, paired, shown, start
+from lab import (
+    Cells,
+    Gang,
+    Row,
+    accuracy,
+    arguments,
+    experiment,
+    judge,
+    language_model,
+    paired,
+    shown,
+)
 from world import demonstrations, flip, pairs, prompts
 
 from rlhf_ray.config.judges import (
@@ -49,8 +60,8 @@ def training(steps: int, batch: int) -> JudgeTraining:
     )  # fmt: skip
 
 
-def one_seed(cells: Cells, gang: Gang, work: Path, seed: int, share: float) -> None:
-    """All cells of one seed at one share of flips."""
+def one_seed(cells: Cells, gang: Gang, work: Path, seed: int, shares: Sequence[float]) -> None:
+    """All cells of one seed."""
     shown_texts = demonstrations(
         prompts(FAMILIES, 20_000, seed=seed, purpose="lm"), "start", seed=seed
     )
@@ -59,6 +70,12 @@ def one_seed(cells: Cells, gang: Gang, work: Path, seed: int, share: float) -> N
         lambda chat: [(one,) for one in example_tokens(shown_texts, chat, limit=64)],
         texts=texts(shown_texts), scratch=SIZE, steps=500, seed=seed,
     )  # fmt: skip
+    for share in shares:
+        at_share(cells, gang, work, policy, seed, share)
+
+
+def at_share(cells: Cells, gang: Gang, work: Path, policy: str, seed: int, share: float) -> None:
+    """Voters and recipes where that share of the labels is turned round."""
     items = prompts(FAMILIES, TRAIN, seed=seed, purpose="judge")
     train, flipped = pairs(items, "start", seed=seed, purpose="pairs", flips=share)
     unseen = prompts(FAMILIES, TEST, seed=seed, purpose="test", evaluation=True)
@@ -78,8 +95,7 @@ def one_seed(cells: Cells, gang: Gang, work: Path, seed: int, share: float) -> N
         mean = scores.mean(axis=0)
         return {"auc": detection_auc(-mean, flipped), "below_zero": float((mean < 0).mean())}
 
-    if cells.cell(vote, arm="voters", seed=seed, flips=share) is None:
-        return
+    cells.cell(vote, arm="voters", seed=seed, flips=share)
     scores = np.load(work / f"votes-{seed}-{share}.npy", allow_pickle=False)
     strengths = Strengths(tuple(pair.id for pair in train), scores)
     right = [flip(pair) if wrong else pair for pair, wrong in zip(train, flipped, strict=True)]
@@ -92,8 +108,7 @@ def one_seed(cells: Cells, gang: Gang, work: Path, seed: int, share: float) -> N
                           training=usual, seed=seed_of(seed, "judge"))  # fmt: skip
             return {name: accuracy(margins) for name, margins in found.items()}
 
-        if cells.cell(compute, arm=name, seed=seed, flips=share) is None:
-            return
+        cells.cell(compute, arm=name, seed=seed, flips=share)
 
 
 def report(cells: Cells) -> str:
@@ -117,26 +132,10 @@ def report(cells: Cells) -> str:
 
 
 def main() -> None:
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1)
+    parser = arguments(__doc__, "denoising")
     parser.add_argument("--flips", type=float, nargs="+", default=[0.25])
-    parser.add_argument("--minutes", type=float, help="stop after that many; call again to go on")
-    parser.add_argument("--work", type=Path, default=Path("runs/evidence/denoising"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="only print the table")
     asked = parser.parse_args()
-    cells = Cells(asked.work / "cells.jsonl", asked.minutes and asked.minutes * 60)
-    if not asked.report:
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        start(asked.threads)
-        gang = Gang()
-        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            for share in asked.flips:
-                one_seed(cells, gang, asked.work, seed, share)
-    print(report(cells))
+    experiment(asked, partial(one_seed, shares=asked.flips), report)
 
 
 if __name__ == "__main__":

@@ -7,25 +7,24 @@ New to the judges: responses of a stronger policy, and a third family without a 
     python benchmarks/evidence/gram.py --seeds 5 --minutes 30
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import transformers
 from lab import (
     LEARNER,
     Cells,
     Gang,
     Row,
     accuracy,
+    arguments,
     evenly,
+    experiment,
     language_model,
     paired,
     shown,
-    start,
 )
 from world import demonstrations, pairs, prompts, respond
 
@@ -216,22 +215,20 @@ def _smoothed(delta: Floats) -> Floats:
     return found.reshape(delta.shape)
 
 
-def one_seed(cells: Cells, gang: Gang, work: Path, seed: int) -> bool:
-    """All cells of one seed; False once the time is up."""
+def one_seed(cells: Cells, gang: Gang, work: Path, seed: int) -> None:
+    """All cells of one seed."""
     world = World(gang, work, seed)
     models = world.models()
-    return (
-        _arms(cells, world, models)
-        and _verdicts(cells, world)
-        and _adaptation(cells, world, models["pairs"])
-    )
+    _arms(cells, world, models)
+    _verdicts(cells, world)
+    _adaptation(cells, world, models["pairs"])
 
 
 def _judge_folder(work: Path, arm: str, seed: int) -> Path:
     return work / f"judge-{arm.replace(', ', '-')}-{seed}"
 
 
-def _arms(cells: Cells, world: World, models: Mapping[str, str]) -> bool:
+def _arms(cells: Cells, world: World, models: Mapping[str, str]) -> None:
     """Every arm on every number of labels, and the smoothed ones on turned labels as well."""
     asked = [(arm, labels, 0.0) for labels in LABELS for arm in ARMS]
     asked += [(arm, FLIPPED, share) for share in FLIPS[1:] for arm in SMOOTHED]
@@ -248,21 +245,17 @@ def _arms(cells: Cells, world: World, models: Mapping[str, str]) -> bool:
             return measured(found)
 
         key = {"part": "arms", "arm": arm, "seed": world.seed, "labels": labels, "flips": share}
-        if cells.cell(compute, **key) is None:
-            return False
-    return True
+        cells.cell(compute, **key)
 
 
-def _verdicts(cells: Cells, world: World) -> bool:
+def _verdicts(cells: Cells, world: World) -> None:
     for arm in ORDERED:
         folder = str(_judge_folder(world.work, arm, world.seed))
         compute = partial(verdicts, folder, world.exams)
-        if cells.cell(compute, part="orders", arm=arm, seed=world.seed) is None:
-            return False
-    return True
+        cells.cell(compute, part="orders", arm=arm, seed=world.seed)
 
 
-def _adaptation(cells: Cells, world: World, pair_model: str) -> bool:
+def _adaptation(cells: Cells, world: World, pair_model: str) -> None:
     """The family without labels gets a few: taught on from the judge, and from its start."""
     exam = {"family": world.exams["family"]}
     starts = {"from the judge": str(_judge_folder(world.work, "GRAM", world.seed)),
@@ -280,9 +273,7 @@ def _adaptation(cells: Cells, world: World, pair_model: str) -> bool:
                 return {"family": accuracy(found["family"])}
 
             key = {"part": "adapt", "arm": arm, "seed": world.seed, "shots": shots}
-            if cells.cell(compute, **key) is None:
-                return False
-    return True
+            cells.cell(compute, **key)
 
 
 def report(cells: Cells) -> str:
@@ -373,25 +364,7 @@ def _orders(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, help="stop after that many; call again to go on")
-    parser.add_argument("--work", type=Path, default=Path("runs/evidence/gram"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="only print the tables")
-    asked = parser.parse_args()
-    cells = Cells(asked.work / "cells.jsonl", asked.minutes and asked.minutes * 60)
-    if not asked.report:
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        start(asked.threads)
-        gang = Gang()
-        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            if not one_seed(cells, gang, asked.work, seed):
-                break
-    print(report(cells))
+    experiment(arguments(__doc__, "gram").parse_args(), one_seed, report)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the file. Beside the judges stand two that understand nothing: the longer respon
 FOLDER holds preferences_train.jsonl, preferences_dev.jsonl and sft_train.jsonl.
 """
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,8 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import transformers
-from lab import Cells, Gang, Row, accuracy, evenly, interval, paired, shown, start
+from lab import Cells, Gang, Row, accuracy, arguments, evenly, experiment, interval, paired, shown
 from world import flip
 
 from rlhf_ray.bootstrap.reading import Reading
@@ -132,8 +130,8 @@ def credit_file(work: Path, arm: str, seed: int, share: float) -> Path:
     return work / "credits" / f"{name}-{seed}-{share}.npy"
 
 
-def pretrained(cells: Cells, gang: Gang, data: Files, folder: Path, seed: int) -> str | None:
-    """A language model from scratch, trained on whole demonstrations; None once the time is up."""
+def pretrained(cells: Cells, gang: Gang, data: Files, folder: Path, seed: int) -> str:
+    """A language model from scratch, trained on whole demonstrations: its folder."""
 
     def compute() -> Row:
         untrained = folder.with_name(f"{folder.name}-untrained")
@@ -151,15 +149,13 @@ def pretrained(cells: Cells, gang: Gang, data: Files, folder: Path, seed: int) -
         gang.end()
         return {"loss": loss, "texts_left_out": len(data.texts) - len(found)}
 
-    row = cells.cell(compute, arm="language model", seed=seed)
-    return None if row is None else str(folder)
+    cells.cell(compute, arm="language model", seed=seed)
+    return str(folder)
 
 
-def one_seed(cells: Cells, gang: Gang, work: Path, data: Files, seed: int) -> bool:
-    """All cells of one seed; False once the time is up."""
+def one_seed(cells: Cells, gang: Gang, work: Path, seed: int, data: Files) -> None:
+    """All cells of one seed."""
     path = pretrained(cells, gang, data, work / f"lm-{seed}", seed)
-    if path is None:
-        return False
     reading = Reading.of(BradleyTerryJudge(path=path), path, None)
     train, _ = reading.fit(data.train)
     bench = Bench(gang, reading, *reading.fit(data.dev), work, seed)
@@ -179,15 +175,11 @@ def one_seed(cells: Cells, gang: Gang, work: Path, data: Files, seed: int) -> bo
             arms |= clean_arms(bench, train, pairs)
         if ask:
             strengths = voted(cells, bench, pairs, flipped, share)
-            if strengths is None:
-                return False
             for name, recipe in VOTED.items():
                 arms[name] = partial(bench.judge, denoised(pairs, strengths, recipe))
         for name, compute in arms.items():
             earn = partial(bench.earn, compute, name, share)
-            if cells.cell(earn, arm=name, seed=seed, flips=share) is None:
-                return False
-    return True
+            cells.cell(earn, arm=name, seed=seed, flips=share)
 
 
 def clean_arms(
@@ -209,8 +201,8 @@ def clean_arms(
 
 def voted(
     cells: Cells, bench: Bench, pairs: Sequence[Preference], flipped: np.ndarray, share: float
-) -> Strengths | None:
-    """What voters, one epoch each, think of the pairs they read; None once the time is up."""
+) -> Strengths:
+    """What voters, one epoch each, think of the pairs they read."""
     place = bench.work / f"votes-{bench.seed}-{share}.npy"
 
     def compute() -> Row:
@@ -227,8 +219,7 @@ def voted(
             "agree": accuracy(scores.ravel()),
         }
 
-    if cells.cell(compute, arm="voters", seed=bench.seed, flips=share) is None:
-        return None
+    cells.cell(compute, arm="voters", seed=bench.seed, flips=share)
     return Strengths(tuple(one.id for one in pairs), np.load(place, allow_pickle=False))
 
 
@@ -371,29 +362,13 @@ def graded_table(cells: Cells) -> list[str]:
 
 
 def main() -> None:
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = arguments(__doc__, "human")
     parser.add_argument("--data", type=Path, required=True, help="folder with the three files")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, help="stop after that many; call again to go on")
-    parser.add_argument("--work", type=Path, default=Path("runs/evidence/human"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="only print the tables")
     asked = parser.parse_args()
-    cells = Cells(asked.work / "cells.jsonl", asked.minutes and asked.minutes * 60)
     train, dev = (load_preferences(f"preferences_{part}.jsonl", asked.data)
                   for part in ("train", "dev"))  # fmt: skip
     data = Files(train, dev, load_examples("sft_train.jsonl", asked.data))
-    if not asked.report:
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        start(asked.threads)
-        gang = Gang()
-        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            if not one_seed(cells, gang, asked.work, data, seed):
-                break
-    print(report(cells, asked.work, data))
+    experiment(asked, partial(one_seed, data=data), partial(report, work=asked.work, data=data))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ The trainers, objectives and readings are the product's; what is missing is Ray,
 an experiment is one training of seconds.
 """
 
+import argparse
 import json
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
 
 from rlhf_ray.bootstrap.reading import Reading
 from rlhf_ray.bootstrap.workshop import SLICE
@@ -32,7 +35,38 @@ SCRATCH = Scratch(hidden_size=96, layers=2, heads=3, intermediate_size=384, max_
 LEARNER = Learner(threads=2, zero_stage=0, tokens_per_batch=32768)
 
 
-def start(threads: int = 2) -> None:
+def arguments(about: str | None, name: str) -> argparse.ArgumentParser:
+    """What every experiment can be asked."""
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=about, formatter_class=raw)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="stop after that many; call again to go on")
+    parser.add_argument("--work", type=Path, default=Path("runs/evidence") / name)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report", action="store_true", help="only print the tables")
+    return parser
+
+
+def experiment(
+    asked: argparse.Namespace,
+    one_seed: "Callable[[Cells, Gang, Path, int], None]",
+    report: "Callable[[Cells], str]",
+) -> None:
+    """Run the seeds that are asked for as far as the time goes; print what is known."""
+    cells = Cells(asked.work / "cells.jsonl", asked.minutes and asked.minutes * 60)
+    if not asked.report:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        start(asked.threads)
+        gang = Gang()
+        with suppress(TimeUp):
+            for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
+                one_seed(cells, gang, asked.work, seed)
+    print(report(cells))
+
+
+def start(threads: int) -> None:
     """Make this process a learner gang of one rank. Call it once."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -154,6 +188,10 @@ def accuracy(margins: Floats) -> float:
     return float(np.mean((np.sign(margins) + 1) / 2))
 
 
+class TimeUp(Exception):
+    """The minutes that were asked for are over; the same call goes on from here."""
+
+
 class Cells:
     """Results under their keys, one JSON line each; what is known is not computed again."""
 
@@ -167,12 +205,12 @@ class Cells:
         """The row of a key, None where it was not computed yet."""
         return next((r for r in self.rows if all(r.get(k) == v for k, v in key.items())), None)
 
-    def cell(self, compute: Callable[[], Row], **key: Any) -> Row | None:
-        """The row of a key, computed if it has to be; None once the time is up."""
+    def cell(self, compute: Callable[[], Row], **key: Any) -> Row:
+        """The row of a key, computed if it has to be. Raises TimeUp once the time is up."""
         if (row := self.known(**key)) is not None:
             return row
         if self.until is not None and time.monotonic() > self.until:
-            return None
+            raise TimeUp
         began = time.perf_counter()
         row = key | compute() | {"wall_s": round(time.perf_counter() - began, 2)}
         self.rows.append(row)

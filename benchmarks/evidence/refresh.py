@@ -14,7 +14,6 @@ before the first round too, as in the paper.
 Letters: P prompts · K responses per prompt.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from lab import Cells, Gang, Row, accuracy, evenly, language_model, paired, shown, start
+from lab import (
+    Cells,
+    Gang,
+    Row,
+    accuracy,
+    arguments,
+    evenly,
+    experiment,
+    language_model,
+    paired,
+    shown,
+)
 from sampling import LONGEST, UNREAD, agreement, rewards, sample
 from world import demonstrations, pairs, prompts
 
@@ -297,8 +306,7 @@ def one_seed(cells: Cells, gang: Gang, work: Path, seed: int) -> None:
     shared = prepared(gang, work, seed)
     for arm in ARMS:
         compute = partial(one_loop, gang, shared, arm)
-        if cells.cell(compute, arm=arm, seed=seed) is None:
-            return
+        cells.cell(compute, arm=arm, seed=seed)
 
 
 def report(cells: Cells) -> str:
@@ -347,24 +355,7 @@ def report(cells: Cells) -> str:
 
 
 def main() -> None:
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, help="stop after that many; call again to go on")
-    parser.add_argument("--work", type=Path, default=Path("runs/evidence/refresh"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="only print the tables")
-    asked = parser.parse_args()
-    cells = Cells(asked.work / "cells.jsonl", asked.minutes and asked.minutes * 60)
-    if not asked.report:
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        start(asked.threads)
-        gang = Gang()
-        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            one_seed(cells, gang, asked.work, seed)
-    print(report(cells))
+    experiment(arguments(__doc__, "refresh").parse_args(), one_seed, report)
 
 
 if __name__ == "__main__":
