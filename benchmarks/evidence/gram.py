@@ -7,21 +7,21 @@ New to the judges: responses of a stronger policy, and a third family without a 
     python benchmarks/evidence/gram.py --seeds 5 --minutes 30
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from lab import (
-    LEARNER,
     Cells,
     Gang,
     Row,
     accuracy,
     arguments,
-    evenly,
     experiment,
+    judge,
     language_model,
     paired,
     shown,
@@ -68,6 +68,9 @@ SMOOTHED = ("D", "D + smoothing", "GRAM, no smoothing", "GRAM")
 EXAMS = ("known", "strong", "family")
 """Test pairs like the labelled ones; of the stronger policy; of the family without labels."""
 COLUMNS = (*EXAMS, "new")
+LONG_STEPS = 800
+"""Generative judges have not fitted the most labels after `STEPS`; these have."""
+LONGER = ("D", "D, pairs", "G", "G, shuffled", "GRAM")
 ORDERED = ("G", "G, shuffled", "GRAM")
 CONTRASTS = tuple(
     one.split(" > ")
@@ -151,18 +154,12 @@ def taught(
         "label_smoothing": epsilon,
         "optimizer": Optimizer(lr=2e-3, schedule="linear", warmup_steps=10),
     }  # fmt: skip
-    generate = GenerativeJudge(path=model, template=TEMPLATE)
-    entry = generate if generative else BradleyTerryJudge(path=model)
-    reading = Reading.of(entry, model, None)
     training = (VerdictTraining if generative else JudgeTraining).model_validate(settings)
-    build, _ = reading.build(data, training, LEARNER, seed=seed, draw=evenly)
-    gang.train(build)
-    found = {name: gang.margins([reading.render(one) for one in exam])
-             for name, exam in exams.items()}  # fmt: skip
-    if folder is not None:
-        gang.export(folder, model)
-    gang.end()
-    return found
+    entry = GenerativeJudge(path=model, template=TEMPLATE) if generative else None
+    return judge(
+        gang, entry or BradleyTerryJudge(path=model), model, data, exams,
+        training=training, seed=seed, folder=folder,
+    )  # fmt: skip
 
 
 def leads(path: str, items: Sequence[Preference]) -> Floats:
@@ -220,6 +217,7 @@ def one_seed(cells: Cells, gang: Gang, work: Path, seed: int) -> None:
     world = World(gang, work, seed)
     models = world.models()
     _arms(cells, world, models)
+    _longer(cells, world, models)
     _verdicts(cells, world)
     _adaptation(cells, world, models["pairs"])
 
@@ -234,18 +232,35 @@ def _arms(cells: Cells, world: World, models: Mapping[str, str]) -> None:
     asked += [(arm, FLIPPED, share) for share in FLIPS[1:] for arm in SMOOTHED]
     for arm, labels, share in asked:
         keep = arm in ORDERED and labels == max(LABELS) and share == 0.0
+        folder = _judge_folder(world.work, arm, world.seed) if keep else None
         data = world.labelled[share][:labels]
-
-        def compute(arm=arm, data=data, keep=keep) -> Row:  # type: ignore[no-untyped-def]
-            found = taught(
-                world.gang, arm, models[ARMS[arm][0]], data, world.exams | {"train": data},
-                steps=STEPS, seed=seed_of(world.seed, "judge"),
-                folder=_judge_folder(world.work, arm, world.seed) if keep else None,
-            )  # fmt: skip
-            return measured(found)
-
+        compute = partial(_examined, world, models, arm, data, STEPS, folder)
         key = {"part": "arms", "arm": arm, "seed": world.seed, "labels": labels, "flips": share}
         cells.cell(compute, **key)
+
+
+def _longer(cells: Cells, world: World, models: Mapping[str, str]) -> None:
+    """The most labels again, with more steps."""
+    for arm in LONGER:
+        compute = partial(_examined, world, models, arm, world.labelled[0.0], LONG_STEPS)
+        key = {"part": "longer", "arm": arm, "seed": world.seed}
+        cells.cell(compute, labels=max(LABELS), flips=0.0, **key)
+
+
+def _examined(
+    world: World,
+    models: Mapping[str, str],
+    arm: str,
+    data: Sequence[Preference],
+    steps: int,
+    folder: Path | None = None,
+) -> Row:
+    """A judge of one arm, trained and measured."""
+    found = taught(
+        world.gang, arm, models[ARMS[arm][0]], data, world.exams | {"train": data},
+        steps=steps, seed=seed_of(world.seed, "judge"), folder=folder,
+    )  # fmt: skip
+    return measured(found)
 
 
 def _verdicts(cells: Cells, world: World) -> None:
@@ -279,9 +294,18 @@ def _adaptation(cells: Cells, world: World, pair_model: str) -> None:
 def report(cells: Cells) -> str:
     """The tables of `docs/evidence/gram.md`."""
     parts = {name: [row for row in cells.rows if row["part"] == name]
-             for name in ("arms", "orders", "adapt")}  # fmt: skip
-    tables = (_accuracies(parts["arms"]), _differences(parts["arms"]), _margins(parts["arms"]),
-              _adapted(parts["adapt"]), _orders(parts["orders"]))  # fmt: skip
+             for name in ("arms", "longer", "orders", "adapt")}  # fmt: skip
+    most, among = LABELS[-1:], [one for one in CONTRASTS if set(one) <= {*LONGER}]
+    tables = (
+        _accuracies(parts["arms"], LABELS, ARMS),
+        _differences(parts["arms"], LABELS, CONTRASTS),
+        f"The most labels, {LONG_STEPS} steps instead of {STEPS}:",
+        _accuracies(parts["longer"], most, LONGER),
+        _differences(parts["longer"], most, among),
+        _margins(parts["arms"]),
+        _adapted(parts["adapt"]),
+        _orders(parts["orders"]),
+    )
     return "\n\n".join(tables)
 
 
@@ -294,27 +318,29 @@ def _values(rows: Sequence[Row], value: str, **key: object) -> list[float]:
     return [row[value] for row in rows if all(row[name] == want for name, want in key.items())]
 
 
-def _accuracies(rows: Sequence[Row]) -> str:
+def _accuracies(rows: Sequence[Row], counts: Sequence[int], arms: Iterable[str]) -> str:
     head = ["labels", "arm", "like the labelled, %", "stronger policy, %", "new family, %",
-            "mean of both new, %"]  # fmt: skip
-    body = [
-        [str(labels), arm]
-        + [shown(_values(rows, exam, arm=arm, labels=labels, flips=0.0)) for exam in COLUMNS]
-        for labels in LABELS
-        for arm in ARMS
-    ]
+            "mean of both new, %", "mean margin on training pairs"]  # fmt: skip
+    body = []
+    for labels, arm in product(counts, arms):
+        key = {"arm": arm, "labels": labels, "flips": 0.0}
+        rates = [shown(_values(rows, exam, **key)) for exam in COLUMNS]
+        margin = shown(_values(rows, "margin", **key), scale=1, digits=2)
+        body.append([str(labels), arm, *rates, margin])
     return _table(head, body)
 
 
-def _differences(rows: Sequence[Row]) -> str:
+def _differences(
+    rows: Sequence[Row], counts: Sequence[int], contrasts: Sequence[Sequence[str]]
+) -> str:
     """Per seed, points of one arm over another."""
     head = ["labels", "arm over arm, points", "like the labelled", "stronger policy", "new family",
             "mean of both new"]  # fmt: skip
     body = [
         [str(labels), f"{better} over {worse}"]
         + [shown(paired(rows, better, worse, exam, labels=labels, flips=0.0)) for exam in COLUMNS]
-        for labels in LABELS
-        for better, worse in CONTRASTS
+        for labels in counts
+        for better, worse in contrasts
     ]
     return _table(head, body)
 

@@ -164,8 +164,12 @@ def judge(
     training: JudgeTraining | None = None,
     critic: Critic | None = None,
     seed: int,
+    folder: Path | None = None,
 ) -> dict[str, Floats]:
-    """Train a judge on `pairs`, all drawn alike; its margins [N] on each of `exams`."""
+    """Train a judge on `pairs`, all drawn alike; its margins [N] on each of `exams`.
+
+    `folder` keeps the judge.
+    """
     reading = Reading.of(entry, start, critic)
     settings = training or entry.train
     assert settings is not None
@@ -173,6 +177,8 @@ def judge(
     gang.train(build)
     found = {name: gang.margins([reading.render(one) for one in exam])
              for name, exam in exams.items()}  # fmt: skip
+    if folder is not None:
+        gang.export(folder, start)
     gang.end()
     return found
 
