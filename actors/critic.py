@@ -5,7 +5,7 @@ from typing import Any
 
 from actors.rollout import Rollouts
 from rlhf_ray.config.judges import Critic
-from rlhf_ray.critiques.writer import Ask, Completion
+from rlhf_ray.critiques.writer import TOO_LONG, Ask, Completion
 from rlhf_ray.messages import Prompt
 
 
@@ -24,7 +24,7 @@ class EngineCritic:
         sizes = [len(self.engines.chat.prompt_ids(ask.text)) for ask in asks]
         fit = [ask for ask, size in zip(asks, sizes, strict=True) if size <= longest]
         answers = dict(zip([ask.id for ask in fit], self._answers(fit), strict=True))
-        return [answers.get(ask.id, Completion("", 0, "too_long")) for ask in asks]
+        return [answers.get(ask.id, Completion("", 0, TOO_LONG)) for ask in asks]
 
     def _answers(self, asks: Sequence[Ask]) -> list[Completion]:
         if not asks:

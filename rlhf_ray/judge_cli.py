@@ -1,8 +1,9 @@
-"""`rlhf-ray judge ...`: reward models on their own, trained, voted with, measured and compared."""
+"""`rlhf-ray judge ...`: reward models on their own, trained, voted with, measured, compared, and
+asked for the best response."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -146,6 +147,57 @@ def compare(
     _write(json_file, {"data": data, **found})
 
 
+@judge_app.command("best")
+def best(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA", help="Prompts with `responses` (a list), or what `judge eval` reads."
+        ),
+    ],
+    judge: Annotated[str, typer.Option("--judge", metavar="FOLDER", help=f"{A_JUDGE}.")],
+    strategy: Annotated[
+        Literal["scan", "tournament", "scores"] | None,
+        typer.Option(
+            "--strategy",
+            help="How a judge that compares finds it: n - 1 comparisons per prompt, or with scores "
+            "all n (n - 1) / 2 [tournament]. Other judges have scores.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new file for the JSON lines [the terminal].")
+    ] = None,
+    max_tokens: Longest = None,
+    trust_remote_code: Trust = False,
+    json_file: Json = None,
+) -> None:
+    """Pick the best of several responses to each prompt: one JSON line per prompt.
+
+    With labelled data it also says how often the best response is a right one.
+
+    Example: rlhf-ray judge best samples.jsonl --judge runs/judge_gram/judges/gram --out best.jsonl
+    """
+    from rlhf_ray.data.contests import load_contests
+    from rlhf_ray.rewards.best_responses import pick_best, pick_row, strategy_of
+    from rlhf_ray.rewards.folders import judge_folders
+
+    _check_writable(json_file)
+    _check_new(out)
+    [name] = judge_folders([judge])
+    way = strategy_of(judge, strategy)
+    contests = [one for part in data for one in load_contests(part)]
+    from rlhf_ray.judge_tables import Told, show_picks
+
+    options = {"trust_remote_code": trust_remote_code, "max_tokens": max_tokens}
+    with Told() as tell:
+        picks, found = pick_best(name, judge, contests, way, tell, **options)
+    rows = [pick_row(*both) for both in zip(contests, picks, strict=True)]
+    lines = b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
+    typer.echo(lines, nl=False) if out is None else _put(out, lines)
+    show_picks(found, aside=out is None)
+    _write(json_file, {"data": data, **found}, aside=out is None)
+
+
 def _trained(recipe: "Recipe", wanted: str | None) -> str:
     """The judge that is meant. Raises RecipeError where it has no pairs, or several could be."""
     trained = [one for one, entry in recipe.judges.items() if getattr(entry, "train", None)]
@@ -171,15 +223,26 @@ def _check_held_out(recipe: "Recipe", name: str) -> None:
         )
 
 
-def _check_writable(path: Path | None) -> None:
+def _check_writable(path: Path | None, option: str = "--json") -> None:
     if path is not None and not path.absolute().parent.is_dir():
-        raise BadData(f"--json {path}: there is no folder {path.parent}; make it first")
+        raise BadData(f"{option} {path}: there is no folder {path.parent}; make it first")
 
 
-def _write(path: Path | None, found: dict[str, Any]) -> None:
-    if path is None:
-        return
+def _check_new(out: Path | None) -> None:
+    """Raises BadData where no new file can be: it might be the data that is read."""
+    _check_writable(out, "--out")
+    if out is not None and out.exists():
+        raise BadData(f"--out {out} is there already; move it away, or name another file")
+
+
+def _write(path: Path | None, found: dict[str, Any], *, aside: bool = False) -> None:
+    if path is not None:
+        _put(path, json.dumps(found, indent=2, allow_nan=False).encode() + b"\n", aside=aside)
+
+
+def _put(path: Path, content: bytes, *, aside: bool = False) -> None:
+    """`aside`: the output is data, so what is said goes where errors go."""
     from rlhf_ray.durable.fsio import atomic_write
 
-    atomic_write(path, json.dumps(found, indent=2, allow_nan=False).encode() + b"\n")
-    print(path)
+    atomic_write(path, content)
+    typer.echo(path, err=aside)

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rlhf_ray.data.records import listed
+
 Row = dict[str, Any]
 LOG_WIDTH = 140
 """Columns of a table that goes to a file."""
@@ -134,13 +136,45 @@ def show_strengths(found: Row) -> None:
     )
 
 
+def show_picks(found: Row, *, aside: bool = False) -> None:
+    """What the best responses cost, and with labels how often they are right ones. `aside`: where
+    errors go, since the picks themselves go where tables would."""
+    out, unreadable = _console(stderr=aside), found["unreadable"]
+    out.print(f"\n[bold]judge {escape(found['judge'])}[/] ({found['kind']}), {found['strategy']}")
+    if (critiqued := found.get("critiqued")) is not None:
+        out.print(f"It reads critiques: {critiqued} of {found['prompts']} records have them.")
+    keys = {
+        "prompts": "prompts", "responses": "responses", "different": "different ones",
+        "comparisons": "comparisons", "forwards": "texts read", "too_long": "too long",
+    }  # fmt: skip
+    counts = [*(str(found[key]) for key in keys), f"{found['seconds']:.1f}"]
+    out.print(_table([*keys.values(), "seconds"], [counts], texts=0))
+    if unreadable:
+        said = f"{len(unreadable)} of {found['prompts']} prompts have no response that it can read"
+        out.print(f"{said}: {escape(listed(unreadable))}")
+    if found["right"] is not None:
+        out.print("The best response is a right one")
+        columns = ["", "n", "right %", "95 % interval", "blind pick %", "none readable"]
+        rows = [
+            (
+                label, str(row["n"]), _percent(row["accuracy"]), _interval(row),
+                _percent(row["chance"]), str(row["failed"]),
+            )
+            for label, row in _placed(found["right"])
+        ]  # fmt: skip
+        out.print(_table(columns, rows))
+
+
 def _accuracy(label: str, row: Row, compares: bool) -> list[str]:
-    interval = "–" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
     cells = [
-        label, str(row["n"]), _percent(row["accuracy"]), interval, _percent(row["ties"]),
+        label, str(row["n"]), _percent(row["accuracy"]), _interval(row), _percent(row["ties"]),
         str(row["failed"]), _number(row["calibration_error"]),
     ]  # fmt: skip
     return [*cells, _percent(row.get("swap_consistency"))] if compares else cells
+
+
+def _interval(row: Row) -> str:
+    return "–" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
 
 
 def _benchmarks(placed: Sequence[tuple[str, Row]]) -> Cells:
@@ -162,14 +196,14 @@ def _placed(found: Row) -> list[tuple[str, Row]]:
     for source, row in sources.items():
         placed.append((source, row))
         start = f"{source}/"
-        subsets = [name for name in found["by_subset"] if name.startswith(start)]
+        subsets = [name for name in found.get("by_subset", ()) if name.startswith(start)]
         placed += [(f"  {name.removeprefix(start)}", found["by_subset"][name]) for name in subsets]
     return [*placed, ("all", found["overall"])] if len(sources) > 1 else placed
 
 
-def _console() -> Console:
-    width = None if sys.stdout.isatty() else LOG_WIDTH
-    return Console(highlight=False, width=width)
+def _console(*, stderr: bool = False) -> Console:
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else LOG_WIDTH
+    return Console(highlight=False, width=width, stderr=stderr)
 
 
 def _table(columns: Sequence[str], rows: Cells, *, texts: int = 1) -> Table:

@@ -24,8 +24,10 @@ from rlhf_ray.report_judges import (
     best_judges,
     cost_table,
     critique_table,
+    left_out_table,
     refresh_table,
     score_charts,
+    verdict_table,
 )
 
 Row = dict[str, Any]
@@ -174,7 +176,10 @@ def render(run: Run) -> str:
         "Gold accuracy": _gold_charts(run),
         "Learning": _learning_charts(run),
         "Which judge was asked": _choice_charts(run),
-        "What judges say": score_charts(run.scores) + accuracy_table(run.judges),
+        "What judges say": score_charts(run.scores)
+        + accuracy_table(run.judges)
+        + left_out_table(run.judges)
+        + verdict_table(run.waves),
         "What judges cost": cost_table(run.waves) + critique_table(run.waves),
         **({"Judges between rounds": refresh_table(run.refreshes)} if run.refreshes else {}),
         "Where time goes": _stage_chart(run),

@@ -48,6 +48,30 @@ def accuracy_table(judges: Sequence[Row]) -> str:
     return _table("Held-out accuracy of the judges", names, rows, ACCURACY_NOTE)
 
 
+def left_out_table(judges: Sequence[Row]) -> str:
+    """What each judge could not read before the first wave; nothing where all of it fitted."""
+    uses = ("stage_one", "training", "held_out")
+    counts = {row["name"]: row.get("left_out", {}) for row in judges}
+    rows = [
+        [judge, *(f"{found[use]:,}" if use in found else "–" for use in uses)]
+        for judge, found in counts.items()
+        if any(found.values())
+    ]
+    names = ("judge", *(USES[use] for use in uses))
+    return _table("Too long for the judges", names, rows, LEFT_OUT_NOTE) if rows else ""
+
+
+def verdict_table(waves: Sequence[Row]) -> str:
+    """What judges that compare two responses tell of it; nothing without such judges."""
+    told = [row.get("measures", {}) for row in waves]
+    rows = [
+        [judge, *(_over(told, judge, name) for name in VERDICTS)]
+        for judge in sorted({judge for one in told for judge in one})
+    ]
+    names = ("judge", *(name.replace("_", " ") for name in VERDICTS))
+    return _table("Verdicts of judges that compare", names, rows, VERDICT_NOTE) if rows else ""
+
+
 def cost_table(waves: Sequence[Row]) -> str:
     """What each judge was asked and what that took, over all waves."""
     columns = ("asked", "forwards", "judge_tokens")
@@ -89,10 +113,11 @@ def refresh_table(refreshes: Sequence[Row]) -> str:
             "yes" if row["promoted"] else f"no: {row['why']}",
             *(_ends(*map(_percent, row[exam])) for exam in ("held_out", "fresh")),
             *(_ends(*_noted(row["measures"], name)) for name in ("J", "spread")),
+            _left_out(row["measures"]),
         ]
         for row in refreshes
     ]
-    names = ("round", "judge", "promoted", "held-out", "fresh", "J", "spread")
+    names = ("round", "judge", "promoted", "held-out", "fresh", "J", "spread", "too long")
     return _table("Refreshed judges", names, rows, REFRESH_NOTE)
 
 
@@ -119,6 +144,21 @@ def _noted(measures: Mapping[str, float | None], name: str) -> tuple[str, str]:
     return first, last
 
 
+def _left_out(measures: Mapping[str, float | None]) -> str:
+    """Texts that were too long, by what they were for."""
+    found = {use: measures.get(f"left_out_{use}") for use in USES}
+    return _counted({USES[use]: int(count) for use, count in found.items() if count})
+
+
+def _over(told: Sequence[Row], judge: str, name: str) -> str:
+    """Mean of a measure over waves, with the least and the most of one."""
+    values = [one[judge][name] for one in told if one.get(judge, {}).get(name) is not None]
+    if not values:
+        return "–"
+    mean, least, most = (number(float(one)) for one in (np.mean(values), min(values), max(values)))
+    return mean if least == most else f"{mean} ({least} to {most})"
+
+
 def _ends(before: str, after: str) -> str:
     return "–" if before == after == "–" else f"{before} → {after}"
 
@@ -127,9 +167,30 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+USES = {
+    "stage_one": "stage 1",
+    "training": "training",
+    "held_out": "held-out",
+    "fresh": "fresh",
+    "meta": "meta-set",
+}
+"""What texts of a judge are for."""
+VERDICTS = ("swap_consistency", "label_mass", "position_bias")
+"""Measures of a judge that reads two responses in both orders."""
 ACCURACY_NOTE = (
     "How often a judge prefers the better response of a held-out pair (★ best judge of a source), "
     "beside always preferring the longer one and an n-gram model."
+)
+LEFT_OUT_NOTE = (
+    "Texts of GRAM's stage 1, training pairs and held-out pairs that do not fit the judge: it has "
+    "neither learnt from them nor been measured on them. If they are many, raise its max_tokens."
+)
+VERDICT_NOTE = (
+    "Mean over the waves it was asked in, with the least and the most of one. Swap consistency: "
+    "how often both orders of two responses prefer the same one, near a half for a judge that "
+    "guesses. Label mass: probability of either label among all tokens, far below 1 for a judge "
+    "that does not know the question. Position bias: preference for the response shown first, "
+    "beyond one half."
 )
 COST_NOTE = (
     "Responses a judge was asked about; sequences and tokens its model read; seconds in its "
@@ -147,7 +208,8 @@ REFRESH_NOTE = (
     "Accuracy before and after: on held-out labelled pairs, and (fresh) on verified pairs of the "
     "policy's own samples. A judge that falls on either is not promoted, and the one before goes "
     "on. J, what the ascent of MetaRM raises, and the spread of scores, at the first and the last "
-    "ascent, prove nothing: a judge that is sure and wrong spreads its scores too."
+    "ascent, prove nothing: a judge that is sure and wrong spreads its scores too. Too long: pairs "
+    "that were left out, and prompts whose responses were."
 )
 TABLE = """<figure class="wide"><h3>{title}</h3><table>{body}</table>
 <figcaption>{note}</figcaption></figure>"""

@@ -23,6 +23,14 @@ def recipe_with(**sections: Any) -> Recipe:
     return Recipe.model_validate(base | sections)
 
 
+def without_policy(**sections: Any) -> Recipe:
+    """A recipe of nothing but a judge with a model and pairs of its own, changed by whole
+    sections."""
+    train = {"preferences": {"kind": "files", "train": "some/pairs"}}
+    own = {"kind": "bradley_terry", "path": "some/model", "train": train}
+    return Recipe.model_validate({"name": "small", "judges": {"a": own}} | sections)
+
+
 def files(folder: Path, **more: Any) -> dict[str, Any]:
     """Sections for data from files, with prompts in `folder`."""
     (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n')

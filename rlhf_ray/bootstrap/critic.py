@@ -7,6 +7,7 @@ from rlhf_ray.bootstrap.roles import Gang, Sampler, Task
 from rlhf_ray.bootstrap.store import Store
 from rlhf_ray.bootstrap.workshop import train
 from rlhf_ray.config.judges import Critic, CriticTraining
+from rlhf_ray.config.schema import Recipe, Rollouts
 from rlhf_ray.critiques.template import template_of
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.tokens import example_tokens
@@ -14,14 +15,25 @@ from rlhf_ray.keys import seed_of
 from rlhf_ray.training.builders import supervised_trainer
 
 
+def critic_engine(recipe: Recipe) -> Rollouts:
+    """How the engine of a critic with weights of its own is set up; it may be larger than the
+    policy's, and lives on other devices."""
+    critic, rollouts = recipe.critic, recipe.rollouts
+    assert critic is not None
+    return Rollouts(
+        max_tokens=critic.max_tokens, num_cpus=critic.num_cpus, num_gpus=critic.num_gpus,
+        tensor_parallel=critic.tensor_parallel, engine_args=critic.engine_args,
+        threads=rollouts.threads, kv_cache_gib=rollouts.kv_cache_gib,
+    )  # fmt: skip
+
+
 def critic_model(store: Store, task: Task, gang: Gang, start: str, sample: Sampler) -> str:
-    """The folder (or hub name) of the model that writes critiques."""
+    """The folder of the model that writes critiques, trained once."""
     critic = store.recipe.critic
     assert critic is not None
     assert critic.kind == "model"
-    if critic.train is None:
-        return critic.path or start
     training = critic.train
+    assert training is not None
     recipe = store.recipe
     texts = (task.fingerprint(None), task.files(None, critic))
     parts = (critic.path, critic.template, critic.score, training, *texts)

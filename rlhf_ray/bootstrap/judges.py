@@ -1,7 +1,8 @@
 """Judges of every family, trained here: pairs, critiques, denoising, stages, card."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from rlhf_ray.critiques.pairs import with_critiques
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.strengths import read_strengths, strength_lines
 from rlhf_ray.data.verdicts import Verdicts
-from rlhf_ray.durable.fsio import atomic_write, make_dir
+from rlhf_ray.durable.fsio import atomic_write, make_dir, read_bytes
 from rlhf_ray.errors import BadData
 from rlhf_ray.keys import generator, seed_of
 from rlhf_ray.messages import Preference
@@ -39,14 +40,19 @@ class JudgeMaker:
         task: Task,
         gang: Gang,
         gangs: Gangs,
-        start: str,
+        start: Callable[[], str],
         sample: Sampler,
         write: Write | None,
     ) -> None:
         self.store, self.task, self.gang, self.gangs = store, task, gang, gangs
-        self.start, self.sample, self.write = start, sample, write
+        self._start, self.sample, self.write = start, sample, write
         self.recipe = store.recipe
         self._tokens: dict[str, dict[Preference, Any]] = {}
+
+    @property
+    def start(self) -> str:
+        """The policy a run starts from, for the judges that start there too."""
+        return self._start()
 
     def judge(self, name: str, entry: Trained) -> str:
         """The folder (or hub name) of a judge with weights."""
@@ -87,23 +93,28 @@ class JudgeMaker:
             parts[row.pop("part")].append(Preference(**row))
         return parts["train"], parts["held_out"]
 
-    def pairs(self, entry: Trained) -> tuple[list[Preference], list[Preference]]:
-        """Labelled training and held-out pairs, with critiques where this judge reads them."""
+    def pairs(
+        self, entry: Trained, costs: Counter[str] | None = None
+    ) -> tuple[list[Preference], list[Preference]]:
+        """Labelled training and held-out pairs, with critiques where this judge reads them; what
+        these came to is added to `costs`."""
         assert entry.train is not None
         found = self.task.preferences(entry.train.preferences, self.sample)
         if entry.kind == "critiqued":
             assert self.write is not None, "checked with the recipe"
-            found = tuple(with_critiques(part, self.write) for part in found)
+            found = tuple(with_critiques(part, self.write, costs) for part in found)
         seen, held_out = found
         return seen, held_out
 
     def _prepare(self, name: str, entry: Trained, folder: Path) -> None:
-        pairs, held_out = self.pairs(entry)
+        costs = Counter[str]()
+        pairs, held_out = self.pairs(entry, costs)
         rows = [{"part": "train"} | asdict(pair) for pair in self.denoised(name, entry, pairs)]
         rows += [{"part": "held_out"} | asdict(pair) for pair in held_out]
         make_dir(folder)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         atomic_write(folder / "pairs.jsonl", text.encode())
+        atomic_write(folder / "critiques.json", json.dumps(costs, sort_keys=True).encode())
 
     def reading(self, name: str, entry: Trained, path: str) -> Reading:
         """How a judge reads pairs, starting from `path`; all its versions share their tokens."""
@@ -137,7 +148,7 @@ class JudgeMaker:
         self, name: str, entry: Trained, training: JudgeTraining, key: str, folder: Path
     ) -> None:
         pairs, held_out = self.lessons(name, entry)
-        start = self._pretrained(name, entry, pairs) or entry.path or self.start
+        start, stage_one = self._pretrained(name, entry, pairs)
         reading = self.reading(name, entry, start)
         settings = with_steps(training, len(pairs))
         seed = seed_of(self.recipe.seed, "judge", name)
@@ -152,13 +163,23 @@ class JudgeMaker:
             progress=self.store.progress, save_steps=settings.save_steps, before_end=measure,
             trust_remote_code=entry.trust_remote_code,
         )  # fmt: skip
+        if row:
+            row["left_out"] |= {"training": len(pairs) - kept}
+            row["left_out"] |= {"stage_one": stage_one["left_out"]} if stage_one else {}
         card = judge_card(
             name, entry.kind, parent=entry.path or "the policy the run starts from",
             settings=settings, pairs=kept, left_out=len(pairs) - kept, template=reading.template,
-            held_out=row or None, reading=manner(entry, self.recipe.critic),
+            held_out=row or None, stage_one=stage_one, reading=manner(entry, self.recipe.critic),
+            critiques=self._critiques(name),
         )  # fmt: skip
         for file, content in card_files(card).items():
             atomic_write(folder / file, content)
+
+    def _critiques(self, name: str) -> dict[str, int]:
+        """What the critiques of a judge's lessons came to; empty where it reads none."""
+        path = self.store.folder / "lessons" / name / "critiques.json"
+        costs: dict[str, int] = json.loads(read_bytes(path))
+        return costs
 
     def measured(
         self,
@@ -167,13 +188,17 @@ class JudgeMaker:
         pairs: Sequence[Preference],
         held_out: Sequence[Preference],
     ) -> dict[str, Any]:
-        """Held-out accuracy of the judge the gang is training; empty without held-out pairs."""
+        """Held-out accuracy of the judge the gang is training; empty without pairs it can read."""
         kept, tokens = reading.readable(held_out)
+        left_out = len(held_out) - len(kept)
         if not kept:
+            if left_out:
+                said = f"{name}: not measured, all {left_out} held-out pairs are too long for it"
+                self.store.progress(said, 1, 1, float("nan"))
             return {}
         margins = self.gang.margins(tokens)
         row = held_out_row(name, kept, margins, pairs, seed=self.recipe.seed)
-        return row | {"too_long": len(held_out) - len(kept)}
+        return row | {"left_out": {"held_out": left_out}}
 
     def denoised(self, name: str, entry: Trained, pairs: Sequence[Preference]) -> list[Preference]:
         """The pairs with doubtful labels turned round, softened or left out."""
@@ -193,11 +218,15 @@ class JudgeMaker:
             pairs, strengths = self.strengths(name, entry, pairs, place)
         return denoised(pairs, strengths, settings)
 
-    def _pretrained(self, name: str, entry: Trained, pairs: Sequence[Preference]) -> str | None:
-        """GRAM's stage 1, where it is asked for: a model that has learnt to write both texts."""
+    def _pretrained(
+        self, name: str, entry: Trained, pairs: Sequence[Preference]
+    ) -> tuple[str, dict[str, int] | None]:
+        """The model a judge is trained from: after GRAM's stage 1, where it is asked for, one that
+        has learnt to write both texts. With how many it read and how many were too long."""
+        start = entry.path or self.start
         if not isinstance(entry, GenerativeJudge) or entry.pretrain is None:
-            return None
-        settings, recipe, start = entry.pretrain, self.recipe, entry.path or self.start
+            return start, None
+        settings, recipe = entry.pretrain, self.recipe
         corpus = self.task.corpus(settings, pairs)
         chat = Chat.load(start, trust_remote_code=entry.trust_remote_code)
         seed, limit = seed_of(recipe.seed, "corpus", name), chat.limit(entry.max_tokens)
@@ -218,8 +247,9 @@ class JudgeMaker:
                 save_steps=settings.save_steps, trust_remote_code=entry.trust_remote_code,
             )  # fmt: skip
 
-        share = self._share(entry)
-        return str(self.store.made(f"pretrained/{name}", key, make, share=share))
+        made = self.store.made(f"pretrained/{name}", key, make, share=self._share(entry))
+        read = {"texts": len(examples), "left_out": len(corpus) - len(examples)}
+        return str(made), read
 
     def _share(self, entry: Trained) -> bool:
         """Whether the cache may hold it: what a folder, a hub name or a service stands for may

@@ -13,7 +13,6 @@ from rlhf_ray.config.judges import (
     GenerativeJudge,
     GoldPreferences,
     JudgeTraining,
-    Refresh,
     Trained,
     VerdictTraining,
 )
@@ -24,7 +23,7 @@ from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.tokens import Render, critiqued, fitting, mixture, scalar, verdict
 from rlhf_ray.data.verdicts import Verdicts
 from rlhf_ray.messages import Preference
-from rlhf_ray.training.builders import meta_trainer, scalar_trainer, verdict_trainer
+from rlhf_ray.training.builders import Meta, scalar_trainer, verdict_trainer
 
 Build = Callable[[int, int], Any]
 Draw = Callable[[Sequence[Preference]], Mixture]
@@ -79,10 +78,15 @@ class Reading:
                 assert critic is not None, "checked with the recipe"
                 template = template_of(critic.template, score=critic.score)
                 join = partial(template.join, only=entry.critique_only)
+
+                def alone(response: str, _: str) -> str:
+                    """Without a critique a response reads as it does with one: escaped, too."""
+                    return template.shown(response)
+
                 return replace(
                     plain,
                     render=critiqued(chat, join),
-                    without=None if entry.critique_only else scalar(chat),
+                    without=None if entry.critique_only else critiqued(chat, alone),
                     template=template.version,
                 )
         return plain
@@ -117,7 +121,7 @@ class Reading:
         *,
         seed: int,
         draw: Draw | None = None,
-        meta: tuple[Sequence[Any], Refresh] | None = None,
+        meta: Meta | None = None,
     ) -> tuple[Build, int]:
         """What trains this judge on the pairs it can read, and how many these are.
 
@@ -133,13 +137,11 @@ class Reading:
         }
         if self.label_ids is not None:
             assert isinstance(settings, VerdictTraining)
+            assert meta is None, "MetaRM needs a score per response"
             build = partial(verdict_trainer, self.path, tokens, drawn, settings, self.label_ids)
-            return partial(build, learner, **shared), len(kept)
-        shared |= self.dropout(kept, settings)
-        if meta is None:
-            build = partial(scalar_trainer, self.path, tokens, drawn, settings)
         else:
-            build = partial(meta_trainer, self.path, tokens, drawn, settings, *meta)
+            build = partial(scalar_trainer, self.path, tokens, drawn, settings)
+            shared |= {"meta": meta} | self.dropout(kept, settings)
         return partial(build, learner, **shared), len(kept)
 
     def dropout(self, kept: Sequence[Preference], settings: JudgeTraining) -> dict[str, Any]:

@@ -7,10 +7,11 @@ ours: there no voter has seen the pair it judges.
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from rlhf_ray.config.judges import JudgeTraining, Voting
 from rlhf_ray.config.schema import Learner
 from rlhf_ray.data.tokens import mixture
 from rlhf_ray.durable.fsio import atomic_write, make_dir
+from rlhf_ray.errors import RlhfRayError
 from rlhf_ray.keys import generator, seed_of
 from rlhf_ray.messages import Floats, Preference
 from rlhf_ray.preferences.strength import Strengths
@@ -115,18 +117,53 @@ class Voters:
         return found
 
     def _spread(self, run: Callable[[Job], None], jobs: Sequence[Job]) -> None:
+        """All jobs, as many at a time as there are gangs. The first error, or Ctrl-C, ends them
+        all: what is under way stops at its next sign of life, and nothing else begins."""
+        self.over, self.idle = Event(), SimpleQueue[Gang]()
+
+        def alert(job: Job) -> None:
+            if self.over.is_set():
+                raise CancelledError
+            try:
+                run(job)
+            except BaseException:
+                # Here, not where it is waited for: this thread would take the next job at once.
+                self.over.set()
+                raise
+
         with self.gangs(min(self.voting.parallel, len(jobs))) as gangs:
-            self.idle: SimpleQueue[Gang] = SimpleQueue()
             for gang in gangs:
                 self.idle.put(gang)
             with ThreadPoolExecutor(len(gangs)) as pool:
-                list(pool.map(run, jobs))
+                try:
+                    running = [pool.submit(alert, job) for job in jobs]
+                    wait(running, return_when=FIRST_EXCEPTION)
+                finally:
+                    self.over.set()
+                    pool.shutdown(cancel_futures=True)
+        errors = [one.exception() for one in running if not one.cancelled()]
+        for error in errors:
+            if error is not None and not isinstance(error, CancelledError):
+                raise error
 
     def _train(
         self, what: str, seen: Sequence[Preference], judged: Sequence[Preference], seed: int
     ) -> tuple[Floats, str]:
         """[N] how far a judge trained on `seen` prefers the chosen responses of `judged`, and the
-        hash of its weights."""
+        hash of its weights. An error says that it was `what`."""
+        try:
+            return self._trained(what, seen, judged, seed)
+        except RlhfRayError as error:
+            # An error from a worker also carries its traceback; its cause is what a person needs.
+            cause = getattr(error, "cause", error)
+            raise type(cause)(f"{what}: {cause}") from error
+        except Exception as error:
+            error.add_note(f"while {what} was trained")
+            raise
+
+    def _trained(
+        self, what: str, seen: Sequence[Preference], judged: Sequence[Preference], seed: int
+    ) -> tuple[Floats, str]:
         settings = with_steps(self.training, len(seen))
         build, _ = self.reading.build(
             seen, settings, self.learner, seed=seed, draw=partial(mixture, expert=None)
@@ -136,6 +173,8 @@ class Voters:
             gang.begin(build)
             done = 0
             while done < settings.steps:
+                if self.over.is_set():
+                    raise CancelledError
                 state = gang.advance(SLICE)
                 done = int(state["steps"])
                 self.progress(what, done, settings.steps, state["loss"])

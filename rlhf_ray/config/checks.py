@@ -27,7 +27,7 @@ from rlhf_ray.config.judges import (
     RuleJudge,
     Trained,
 )
-from rlhf_ray.config.resources import most_pairs, prompt_tokens, refreshed, trained
+from rlhf_ray.config.resources import Needs, most_pairs, prompt_tokens, refreshed, trained
 from rlhf_ray.config.schema import GoldData, Recipe
 from rlhf_ray.config.section import Section
 from rlhf_ray.critiques.template import TEMPLATES as CRITIQUES
@@ -48,11 +48,22 @@ def check_recipe(recipe: Recipe, *, alone: bool = False, idle: bool = False) -> 
     `alone`: judges without a run, which lack what only a run needs. `idle`: a command wants one
     part, and what nobody else reads may stand there too.
     """
-    more = () if idle else (_idle,) if alone else (_prompts, _idle)
+    more = () if idle else (_untrained, _idle) if alone else (_policy, _prompts, _idle)
     checks = (*CHECKS, *more)
     problems = [problem for check in checks for problem in check(recipe)]
     if problems:
         raise RecipeError("\n".join(problems))
+
+
+def check_policy(recipe: Recipe, needs: Needs) -> None:
+    """Raises RecipeError where a command on judges alone needs the policy, and there is none."""
+    if needs.policy and not recipe.has_policy:
+        raise RecipeError(
+            "\n".join(
+                f"{why}, and this recipe has no `policy`; {instead}, or add `policy`"
+                for why, instead in needs.policy
+            )
+        )
 
 
 def _arms(recipe: Recipe) -> Iterator[str]:
@@ -85,7 +96,8 @@ def _amounts(recipe: Recipe) -> Iterator[str]:
         yield f"signal.low {signal.low:g} must be below signal.high {signal.high:g}"
     if context.sample <= context.width:
         yield f"context.sample must exceed context.width {context.width}, got {context.sample}"
-    sizes, of = policy_config(recipe), recipe.policy.path or "policy.scratch"
+    sizes = policy_config(recipe) if recipe.has_policy else {}
+    of = recipe.policy.path or "policy.scratch"
     hidden, places = sizes.get("hidden_size"), sizes.get("max_position_embeddings")
     if isinstance(hidden, int) and context.width > hidden:
         yield f"context.width {context.width} exceeds the hidden size {hidden} of {of}; lower it"
@@ -99,7 +111,7 @@ def _amounts(recipe: Recipe) -> Iterator[str]:
 def _room(recipe: Recipe) -> Iterator[str]:
     """Judges and a critic made from a scratch policy, which hold no more than it does."""
     scratch, critic, response = recipe.policy.scratch, recipe.critic, recipe.rollouts.max_tokens
-    if recipe.policy.path is not None:
+    if recipe.policy.path is not None or not recipe.has_policy:
         return
     # What another tokenizer makes of a fixed text is not known yet.
     known = scratch.tokenizer == "characters"
@@ -125,10 +137,12 @@ def _room(recipe: Recipe) -> Iterator[str]:
 
 
 def _devices(recipe: Recipe) -> Iterator[str]:
-    rollouts, learner = recipe.rollouts, recipe.learner
-    parallel, gpus = rollouts.tensor_parallel, rollouts.num_gpus
-    if parallel > 1 and gpus != parallel:
-        yield f"rollouts.tensor_parallel {parallel} needs as many rollouts.num_gpus, not {gpus:g}"
+    learner, gpus = recipe.learner, recipe.rollouts.num_gpus
+    for key, engine in (("rollouts", recipe.rollouts), ("critic", recipe.critic)):
+        parallel = engine.tensor_parallel if engine else 1
+        if engine and parallel > 1 and engine.num_gpus != parallel:
+            why = f"needs as many {key}.num_gpus, not {engine.num_gpus:g}"
+            yield f"{key}.tensor_parallel {parallel} {why}"
     backend = recipe.weights.backend or ("nccl" if gpus else "host")
     if backend != "host" and not (gpus and learner.num_gpus):
         lacking = f"rollouts.num_gpus is {gpus:g}, learner.num_gpus {learner.num_gpus:g}"
@@ -208,9 +222,11 @@ def _critic(recipe: Recipe) -> Iterator[str]:
         if key not in needs:
             kind = next(kind for kind, own in CRITIC_NEEDS.items() if key in own)
             yield f"critic.{key} belongs to kind {kind}, not '{critic.kind}'; remove it"
-    for key in ("num_cpus", "num_gpus"):
+    for key in ("num_cpus", "num_gpus", "tensor_parallel", "engine_args"):
         if critic.kind != "model" and _set(critic, key):
             yield f"critic.{key} belongs to kind model, not '{critic.kind}'; remove it"
+    if critic.kind == "endpoint" and critic.max_question_tokens:
+        yield "critic.max_question_tokens is for engines of this run, not for a service; remove it"
     if critic.score and f"{critic.template}-score" not in CRITIQUES:
         yield f"critic.score: template '{critic.template}' asks for none; take review-1"
     if critic.train is not None and critic.kind == "model":
@@ -331,6 +347,19 @@ def _idle(recipe: Recipe) -> Iterator[str]:
                 f"judges.{name}.train.denoising.voting trains nobody: `strengths` "
                 f"'{one.strengths}' holds the votes; remove one of them"
             )
+
+
+def _untrained(recipe: Recipe) -> Iterator[str]:
+    if not any(trained(recipe)):
+        yield "judges: none has `train`, so there is nothing to train; add it to one"
+
+
+def _policy(recipe: Recipe) -> Iterator[str]:
+    if not recipe.has_policy:
+        yield (
+            "policy is missing, but a run trains one; add policy.path, or policy.supervised for "
+            "one from scratch"
+        )
 
 
 def _prompts(recipe: Recipe) -> Iterator[str]:

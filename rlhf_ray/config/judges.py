@@ -1,6 +1,6 @@
 """Judges in a recipe: which families there are, how they are trained, denoised and refreshed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -295,6 +295,13 @@ class Critic(Section):
     temperature: NotNegative = 0.0
     max_failed: Share = 0.0
     """Largest share of responses whose critique failed; beyond it the run stops."""
+    max_question_tokens: Count | None = None
+    """Longest question, which holds the prompt and the response, that an engine takes; None: as
+    long as the prompts and responses of the run make it."""
+    tensor_parallel: Count = 1
+    """GPUs that share the weights of a `model`."""
+    engine_args: dict[str, Any] = {}
+    """Of `model`: passed to vLLM as they are."""
     num_cpus: NotNegative = 0.5
     num_gpus: NotNegative = 0.0
 

@@ -53,12 +53,17 @@ def load_recipe(
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every value, in the order of the schema; loading it gives it back."""
     # Unescaped, PyYAML writes Unicode's line breaks so that they read back as spaces.
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Writer, sort_keys=False)
+    return yaml.dump(_values(recipe), Dumper=_Writer, sort_keys=False)
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """sha256 (hex) of all values; the order of judges counts, as it numbers the arms."""
-    return hashlib.sha256(json.dumps(recipe.model_dump(mode="json")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_values(recipe)).encode()).hexdigest()
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """Every value; a recipe without a policy must not come back with one made of defaults."""
+    return recipe.model_dump(mode="json", exclude=set() if recipe.has_policy else {"policy"})
 
 
 class _Reader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ Sizes before a model is loaded are estimates. What cannot be at all is told by `
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,9 +14,11 @@ from rlhf_ray.config.folders import read_config, source
 from rlhf_ray.config.judges import (
     Critic,
     CritiquedJudge,
+    Denoising,
     Endpoint,
     GenerativeJudge,
     GoldJudge,
+    GoldPreferences,
     Judge,
     JudgeTraining,
     Refresh,
@@ -46,11 +48,46 @@ class Actors:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Crew:
+    """All workers that a command starts."""
+
+    actors: tuple[Actors, ...]
+
+    @property
+    def total_cpus(self) -> float:
+        return self._most({one.role: one.count * one.cpus for one in self.actors})
+
+    @property
+    def total_gpus(self) -> float:
+        return self._most({one.role: one.count * one.gpus for one in self.actors})
+
+    @staticmethod
+    def _most(wanted: dict[str, float]) -> float:
+        """Over the run: voters are gone before the first judge worker starts."""
+        either = max(wanted.pop("judge", 0.0), wanted.pop("voter", 0.0))
+        return either + sum(wanted.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a command has of a recipe made; by default what a run has."""
+
+    policy: tuple[tuple[str, str], ...] = ()
+    """Without a run: who asks for the policy it would start from, and what to do instead."""
+    rollouts: bool = True
+    learners: bool = True
+    critic: bool = True
+    judges: bool = True
+    """Whether judges score, on workers of theirs."""
+    gangs: int = 1
+    """Of learners, at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Crew):
     """A recipe in numbers."""
 
     name: str
-    actors: tuple[Actors, ...]
     prompts: int  # per wave
     responses: int  # per prompt
     chunks: int  # per wave: the most rollout workers that can be busy
@@ -68,20 +105,6 @@ class Plan:
     def samples(self) -> int:
         return self.waves * self.prompts * self.responses
 
-    @property
-    def total_cpus(self) -> float:
-        return self._most({one.role: one.count * one.cpus for one in self.actors})
-
-    @property
-    def total_gpus(self) -> float:
-        return self._most({one.role: one.count * one.gpus for one in self.actors})
-
-    @staticmethod
-    def _most(wanted: dict[str, float]) -> float:
-        """Over the run: voters are gone before the first judge worker starts."""
-        either = max(wanted.pop("judge", 0.0), wanted.pop("voter", 0.0))
-        return either + sum(wanted.values())
-
 
 def plan(recipe: Recipe) -> Plan:
     """What the recipe amounts to; nothing is loaded and nothing is started."""
@@ -90,9 +113,10 @@ def plan(recipe: Recipe) -> Plan:
     steps = math.ceil(pairs / (learner.minibatch_pairs or pairs)) * learner.epochs
     tokens = 2 * pairs * (prompt_tokens(recipe) + rollouts.max_tokens)
     parameters = _policy_parameters(recipe)
+    gangs = max((_gangs(recipe, name) for name, _, _ in trained(recipe)), default=1)
     return Plan(
         name=recipe.name,
-        actors=tuple(_actors(recipe)),
+        actors=crew(recipe, Needs(gangs=gangs)).actors,
         prompts=loop.prompts,
         responses=rollouts.responses,
         chunks=math.ceil(loop.prompts / rollouts.chunk_prompts),
@@ -121,12 +145,12 @@ def render(plan: Plan) -> str:
     return "\n  ".join([f"plan of {plan.name}", *lines])
 
 
-def check_against_cluster(plan: Plan, total_cpus: float, total_gpus: float) -> None:
-    """Raises RecipeError when the cluster is smaller than the plan."""
-    needs = (("CPUs", plan.total_cpus, total_cpus), ("GPUs", plan.total_gpus, total_gpus))
+def check_against_cluster(crew: Crew, total_cpus: float, total_gpus: float) -> None:
+    """Raises RecipeError when the cluster is smaller than what is to be started on it."""
+    needs = (("CPUs", crew.total_cpus, total_cpus), ("GPUs", crew.total_gpus, total_gpus))
     short = [f"{n:g} {kind} are wanted, the cluster has {m:g}" for kind, n, m in needs if n > m]
     if short:
-        parts = ", ".join(f"{a.count} {a.role} x ({a.cpus:g}, {a.gpus:g})" for a in plan.actors)
+        parts = ", ".join(f"{a.count} {a.role} x ({a.cpus:g}, {a.gpus:g})" for a in crew.actors)
         raise RecipeError(
             f"{'; '.join(short)}. The recipe asks for {parts} (CPU, GPU); lower workers, num_cpus "
             "or num_gpus of rollouts, learner, critic or judge_fleet, or the judges' replicas or "
@@ -174,21 +198,84 @@ def refreshed(recipe: Recipe, refresh: Refresh) -> list[str]:
     ]
 
 
-def _actors(recipe: Recipe) -> Iterator[Actors]:
+def needs_alone(
+    recipe: Recipe, judges: Collection[str] = (), *, groups: int | None = None, critic: bool = False
+) -> Needs:
+    """What is needed to train these judges without a run, or to ask the critic.
+
+    `groups`: their pairs are voted on, whatever their denoising says, and a judge is trained on
+    each of so many groups of pairs.
+    """
+    writer = recipe.critic
+    reads = any(isinstance(recipe.judges[name], CritiquedJudge) for name in judges)
+    asked = writer is not None and (critic or reads)
+    asking = list(_asking(recipe, judges, critic=asked))
+    # A critic that is the policy is remembered under the learners' count of updates.
+    learns = asked and writer is not None and (writer.kind == "policy" or writer.train is not None)
+    return Needs(
+        policy=tuple((why, instead) for why, instead, _ in asking),
+        rollouts=any(sampled for _, _, sampled in asking),
+        learners=bool(judges) or learns,
+        critic=asked,
+        judges=False,
+        gangs=max((_gangs(recipe, name, groups) for name in judges), default=1),
+    )
+
+
+def _asking(
+    recipe: Recipe, judges: Collection[str], *, critic: bool
+) -> Iterator[tuple[str, str, bool]]:
+    """Who starts from the policy or samples from it (True), and what would do instead."""
+    for name, judge, training in trained(recipe):
+        key = f"judges.{name}"
+        if name in judges and judge.path is None:
+            yield f"{key} has no `path`, so it starts from the policy", "add `path`", False
+        if name in judges and isinstance(training.preferences, GoldPreferences):
+            why = "are of kind gold, so the policy is sampled for them"
+            yield f"{key}.train.preferences {why}", "take kind files", True
+    writer = recipe.critic
+    if not critic or writer is None:
+        return
+    if writer.kind == "policy":
+        yield "critic.kind is 'policy', so the policy itself writes", "take another kind", True
+    elif writer.kind == "model":
+        if writer.path is None:
+            yield "critic has no `path`, so it starts from the policy", "add `path`", False
+        if writer.train is not None and writer.train.critiques is None:
+            why = "critic.train.critiques names no file, so the policy is sampled for exact ones"
+            yield why, "name one", True
+
+
+def crew(recipe: Recipe, needs: Needs) -> Crew:
+    """Who is started where so much is needed."""
+    return Crew(tuple(_actors(recipe, needs)))
+
+
+def _actors(recipe: Recipe, needs: Needs) -> Iterator[Actors]:
     rollouts, learner, fleet = recipe.rollouts, recipe.learner, recipe.judge_fleet
-    yield Actors("rollout", rollouts.workers, rollouts.num_cpus, rollouts.num_gpus)
-    # Replicas of a judge live on different workers.
-    replicas = [getattr(judge, "replicas", 1) for judge in recipe.judges.values()]
-    homes = min(max(fleet.workers, *replicas), sum(replicas))
-    yield Actors("judge", homes, fleet.num_cpus, fleet.num_gpus)
-    yield Actors("learner", learner.workers, learner.num_cpus, learner.num_gpus)
-    if recipe.critic is not None and recipe.critic.kind == "model":
+    if needs.rollouts:
+        yield Actors("rollout", rollouts.workers, rollouts.num_cpus, rollouts.num_gpus)
+    if needs.judges:
+        # Replicas of a judge live on different workers.
+        replicas = [getattr(judge, "replicas", 1) for judge in recipe.judges.values()]
+        homes = min(max(fleet.workers, *replicas), sum(replicas))
+        yield Actors("judge", homes, fleet.num_cpus, fleet.num_gpus)
+    if needs.learners:
+        yield Actors("learner", learner.workers, learner.num_cpus, learner.num_gpus)
+    if needs.critic and recipe.critic is not None and recipe.critic.kind == "model":
         yield Actors("critic", 1, recipe.critic.num_cpus, recipe.critic.num_gpus)
-    # The learners are one of the gangs that voters are trained on.
-    votings = [voting for _, _, one in trained(recipe) if (voting := _voting(one))]
-    gangs = max((min(one.parallel, one.voters * one.folds) for one in votings), default=1)
-    if gangs > 1:
-        yield Actors("voter", (gangs - 1) * learner.workers, learner.num_cpus, learner.num_gpus)
+    if (more := needs.gangs - 1) > 0:
+        yield Actors("voter", more * learner.workers, learner.num_cpus, learner.num_gpus)
+
+
+def _gangs(recipe: Recipe, name: str, groups: int | None = None) -> int:
+    """Learners that train voters on the pairs of a judge at the same time, itself one of them."""
+    training = getattr(recipe.judges[name], "train", None)
+    assert training is not None, "only judges that are trained have pairs"
+    voting = _voting(training)
+    if groups is not None:
+        voting = (training.denoising or Denoising()).voting
+    return min(voting.parallel, max(voting.voters * voting.folds, groups or 0)) if voting else 1
 
 
 def _voting(training: JudgeTraining) -> Voting | None:

@@ -252,12 +252,14 @@ class Timeouts(Section):
 
 
 class Recipe(Section):
-    """Everything a run is."""
+    """Everything a run is, or as much of it as a command on judges alone needs."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     seed: int = 0
-    data: Data
-    policy: Policy
+    data: Data = FileData()
+    policy: Policy = Policy()
+    """A run needs it. Leave it out to train judges and critics that have a `path` and data of their
+    own; `{}` is a policy from scratch."""
     judges: Annotated[dict[str, Judge], Field(min_length=1)]
     critic: Critic | None = None
     refresh: Refresh | None = None
@@ -273,6 +275,11 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     checkpoints: Checkpoints = Checkpoints()
     timeouts: Timeouts = Timeouts()
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether there is a section `policy`: where none is, its defaults stand for nothing."""
+        return "policy" in self.model_fields_set
 
     @model_validator(mode="after")
     def _every_worker_has_work(self) -> "Recipe":

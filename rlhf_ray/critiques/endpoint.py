@@ -1,10 +1,11 @@
 """A critic behind an OpenAI-compatible service."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from rlhf_ray.critiques.writer import NOT_SENT, Ask, Asks, Completion
+from rlhf_ray.critiques.writer import LATE, NOT_SENT, Ask, Asks, Completion
 from rlhf_ray.keys import seed_of
 
 PATH = "/v1/chat/completions"
@@ -13,7 +14,7 @@ PATH = "/v1/chat/completions"
 class Client(Protocol):
     """Posts JSON and gives the JSON of the answer, or raises `Failed` with a reason."""
 
-    def post(self, path: str, body: Any) -> Any: ...
+    def post(self, path: str, body: Any, *, within_s: float) -> Any: ...
 
 
 class EndpointCritic:
@@ -21,7 +22,8 @@ class EndpointCritic:
 
     A request that fails, or whose answer holds no text, is a completion whose outcome says why;
     nothing is raised for it. Once more have failed than the call allows, whatever was not yet
-    asked is not asked any more (`not_sent`). How long a request may take is the client's.
+    asked is not asked any more (`not_sent`). How long a request may take is the client's, and
+    `deadline_s` is for all of a call together: what has no answer by then is `late`.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class EndpointCritic:
         max_tokens: int,
         seed: int,
         concurrency: int,
+        deadline_s: float,
     ) -> None:
         self.client, self.seed, self.concurrency = client, seed, concurrency
+        self.deadline_s = deadline_s
         self.settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
         if model is not None:
             self.settings["model"] = model
@@ -42,13 +46,14 @@ class EndpointCritic:
     def complete(self, asks: Asks) -> list[Completion]:
         """One completion per ask, in their order, whichever of them is answered first."""
         lock, failed = threading.Lock(), 0
+        ends = time.monotonic() + self.deadline_s
 
         def one(ask: Ask) -> Completion:
             nonlocal failed
             # A service that is down would else cost every request its whole deadline.
             if failed > asks.allowed:
                 return Completion("", 0, NOT_SENT)
-            found = self._one(ask)
+            found = self._one(ask, ends)
             with lock:
                 failed += found.outcome != "ok"
             return found
@@ -56,9 +61,12 @@ class EndpointCritic:
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="critic") as threads:
             return list(threads.map(one, asks))
 
-    def _one(self, ask: Ask) -> Completion:
+    def _one(self, ask: Ask, ends: float) -> Completion:
         from rlhf_ray.remote.client import Failed
 
+        left = ends - time.monotonic()
+        if left <= 0.0:
+            return Completion("", 0, LATE)
         body = {
             **self.settings,
             "messages": [{"role": "user", "content": ask.text}],
@@ -66,9 +74,10 @@ class EndpointCritic:
             "seed": seed_of(self.seed, "critique", ask.id) & (2**31 - 1),
         }
         try:
-            answer = self.client.post(PATH, body)
+            answer = self.client.post(PATH, body, within_s=left)
         except Failed as failure:
-            return Completion("", 0, failure.reason)
+            late = failure.reason == "timeout" and time.monotonic() >= ends
+            return Completion("", 0, LATE if late else failure.reason)
         return _completion(answer)
 
 

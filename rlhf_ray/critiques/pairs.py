@@ -1,5 +1,6 @@
 """Critiques of both responses of labelled pairs, written where the file has none."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,9 +11,13 @@ Write = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Critiques]
 
 
 def with_critiques(
-    pairs: Sequence[Preference], write: Callable[..., Critiques]
+    pairs: Sequence[Preference],
+    write: Callable[..., Critiques],
+    costs: Counter[str] | None = None,
 ) -> list[Preference]:
     """The pairs with both critiques; `write` is a `Write` that also takes those known already.
+
+    What they came to, by outcome and in `tokens`, is added to `costs`.
 
     A critique that a pair brings is kept, and only the missing one is written, unless a control
     stands in the critiques' place: it does so for those of a file, too. Critic and label never
@@ -24,6 +29,8 @@ def with_critiques(
     # Pairs that bring nothing can be given to any `Write`.
     given = [known] if any(map(any, known)) else []
     written = write(prompts, responses, *given)
+    if costs is not None:
+        costs.update({**written.outcomes, "tokens": written.tokens})
     return [
         replace(pair, chosen_critique=chosen, rejected_critique=rejected)
         for pair, (chosen, rejected) in zip(pairs, written.texts, strict=True)

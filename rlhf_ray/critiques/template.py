@@ -57,8 +57,12 @@ class Template:
         """
         if only:
             return critique
-        shown = self._escaped(self.mark, response)
+        shown = self.shown(response)
         return f"{shown}{self.separator}{critique}" if critique else shown
+
+    def shown(self, response: str) -> str:
+        """A response where a judge reads it, whether a critique follows or not."""
+        return self._escaped(self.mark, response)
 
     def clean(self, text: str) -> str:
         """What the critic wrote, without space around it and without lines that hold only a score.

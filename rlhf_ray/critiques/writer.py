@@ -26,6 +26,13 @@ Known = Sequence[Sequence[str]]
 """Critiques [P][K] that came with the responses; "" where there is none."""
 NOT_SENT = "not_sent"
 """Outcome of a question that was not asked any more, because too many had failed."""
+TOO_LONG = "too_long"
+"""The question leaves an engine no room for its answer."""
+LATE = "late"
+"""Outcome of a question without an answer by the deadline of its piece, asked or not."""
+PIECE = 512
+"""Questions a critic is given at a time. Each piece has a deadline of its own, and what was written
+for it is remembered before the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +152,17 @@ class CritiqueWriter:
 
     def _fresh(self, unknown: Mapping[str, Exchange], allowed: float) -> dict[str, Completion]:
         """Ask for these and remember what came; failures are asked again next time."""
-        if not unknown:
-            return {}
-        asks = Asks(
-            (Ask(key, self.template.ask(*texts)) for key, (*texts, _) in unknown.items()), allowed
-        )
-        found = {
-            ask.id: self._taken(one) for ask, one in zip(asks, self.complete(asks), strict=True)
-        }
+        asks = [Ask(key, self.template.ask(*texts)) for key, (*texts, _) in unknown.items()]
+        found: dict[str, Completion] = {}
+        for begin in range(0, len(asks), PIECE):
+            failed = sum(one.outcome not in ("ok", "empty") for one in found.values())
+            found |= self._answered(Asks(asks[begin : begin + PIECE], allowed - failed))
+        return found
+
+    def _answered(self, asks: Asks) -> dict[str, Completion]:
+        unsent = [Completion("", 0, NOT_SENT)] * len(asks)
+        answers = self.complete(asks) if asks.allowed >= 0 else unsent
+        found = {ask.id: self._taken(one) for ask, one in zip(asks, answers, strict=True)}
         kept = {
             key: Kept(one.text, one.tokens)
             for key, one in found.items()

@@ -65,12 +65,16 @@ def load_rankings(
     Raises BadData naming the place of the first record that cannot be used.
     """
     placed = (
-        (where, _ranking(record, where)) for where, record in records.read_records(name, folder)
+        (where, ranking(record, where)) for where, record in records.read_records(name, folder)
     )
     return records.of_sources(records.distinct(placed), sources, name)
 
 
-def _ranking(record: Record, where: str) -> Ranking:
+def ranking(record: Record, where: str) -> Ranking:
+    """What a record that stands at `where` says, as `load_rankings` describes it.
+
+    Raises BadData.
+    """
     sides = [record.get("chosen"), record.get("rejected")]
     if all(_is_texts(side) for side in sides):
         if record.get("num_correct") is not None:

@@ -1,13 +1,16 @@
 """Reward models on their own: trained, voted with, and their critic at work, without a run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.bootstrap.strengths import Voters
+from rlhf_ray.config.checks import check_policy
 from rlhf_ray.config.judges import Denoising, GoldPreferences, Trained
+from rlhf_ray.config.resources import Needs, crew, needs_alone, trained
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.console import View
 from rlhf_ray.critiques.files import criticised, critiqued_lines
@@ -28,11 +31,9 @@ from rlhf_ray.report_strength import diagnose, render
 
 def train_judges(recipe: Recipe, run_dir: Path) -> None:
     """Train the recipe's judges into `judges/<name>` and report their held-out accuracy."""
-    view, task = View(), build_task(recipe, alone=True)
-    folder = RunFolder(run_dir, recipe, data=task.digest())
-    with on_cluster(recipe, view):
-        models = Models(recipe, task, folder.path, view)
-        paths = models.paths
+    needs = needs_alone(recipe, [name for name, _, _ in trained(recipe)])
+    with _made(recipe, run_dir, needs) as models:
+        paths, view = models.paths, models.view
         for row in judge_rows(models, known=()):
             view.row(row, None)
     for path in paths.values():
@@ -46,12 +47,11 @@ def measure_strengths(
 
     Votes lie where the judge's own training looks for them, so each is cast once.
     """
-    view, task, entry = View(), build_task(recipe, alone=True), recipe.judges[name]
+    entry = recipe.judges[name]
     assert isinstance(entry, Trained), "checked with the recipe"
-    folder = RunFolder(run_dir, recipe, data=task.digest())
-    with on_cluster(recipe, view):
-        models = Models(recipe, task, folder.path, view)
-        maker = models.maker
+    needs = needs_alone(recipe, [name], groups=groups if alone else 0)
+    with _made(recipe, run_dir, needs) as models:
+        maker, view = models.maker, models.view
         pairs, held_out = maker.pairs(entry)
         kept, _ = maker.reading(name, entry, entry.path or maker.start).fit(pairs)
         if groups > len(kept):
@@ -68,7 +68,7 @@ def measure_strengths(
     truth = right_labels(kept) if gold else None
     counts = {"judge": name, "kind": entry.kind, "left_out": len(pairs) - len(kept)}
     found = counts | diagnose(votes, kept, groups, truth=truth, alone=measured)
-    target = folder.path / "strength" / name
+    target = models.folder / "strength" / name
     page = render(name, found, votes, kept, target / "strengths.jsonl", truth=truth)
     show_strengths(found)
     make_dir(target)
@@ -88,11 +88,8 @@ def write_critiques(recipe: Recipe, run_dir: Path, pairs: Sequence[PairRecord], 
     """
     # Whatever cannot be written is found before the critic has worked for hours.
     critiqued_lines(pairs, [("", "")] * len(pairs))
-    view, task = View(), build_task(recipe, alone=True)
-    folder = RunFolder(run_dir, recipe, data=task.digest())
-    with on_cluster(recipe, view):
-        models = Models(recipe, task, folder.path, view)
-        write = models.writer.write_all
+    with _made(recipe, run_dir, needs_alone(recipe, critic=True)) as models:
+        write, view = models.writer.write_all, models.view
         with Told() as tell:
             written = criticised(write, pairs, partial(tell, "pairs criticised"))
     atomic_write(out, critiqued_lines(pairs, written.texts))
@@ -100,6 +97,18 @@ def write_critiques(recipe: Recipe, run_dir: Path, pairs: Sequence[PairRecord], 
     view.say(f"critiques {outcomes}")
     view.say(f"cost      {written.tokens} tokens, {written.seconds:.1f} s")
     view.say(f"pairs     {out}")
+
+
+@contextmanager
+def _made(recipe: Recipe, run_dir: Path, needs: Needs) -> Iterator[Models]:
+    """The models that a command needs, and no others; whatever cannot be is refused before."""
+    check_policy(recipe, needs)
+    view, task = View(), build_task(recipe, alone=True)
+    folder = RunFolder(run_dir, recipe, data=task.digest())
+    with on_cluster(recipe, view, crew(recipe, needs)):
+        models = Models(recipe, task, folder.path, view)
+        models.start_alone(needs)
+        yield models
 
 
 def _votes_of(models: Models, name: str, entry: Trained) -> Path:

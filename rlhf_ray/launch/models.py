@@ -14,14 +14,14 @@ from actors.delivery import Delivery
 from actors.judge import Judges
 from actors.learner import Learners
 from actors.rollout import Rollouts
-from rlhf_ray.bootstrap.critic import critic_model
+from rlhf_ray.bootstrap.critic import critic_engine, critic_model
 from rlhf_ray.bootstrap.judges import JudgeMaker
 from rlhf_ray.bootstrap.policy import start_policy
 from rlhf_ray.bootstrap.roles import Gang, Sampler, Task
 from rlhf_ray.bootstrap.store import Store, identity
 from rlhf_ray.config.judges import CritiquedJudge, GenerativeJudge, Trained
+from rlhf_ray.config.resources import Needs
 from rlhf_ray.config.schema import FileData, Recipe
-from rlhf_ray.config.schema import Rollouts as RolloutSettings
 from rlhf_ray.console import View
 from rlhf_ray.critiques.cache import CritiqueCache
 from rlhf_ray.critiques.endpoint import EndpointCritic
@@ -32,27 +32,33 @@ from rlhf_ray.data.batches import Tokens
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.task import FileTask
 from rlhf_ray.keys import seed_of
-from rlhf_ray.messages import Prompt
+from rlhf_ray.messages import Critiques, Prompt
 from rlhf_ray.remote.client import Client
 from rlhf_ray.training.builders import policy_trainer
 
 
 class Models:
     """Everything with weights in one run. Properties start what they name, in whatever order they
-    are asked for; `start` asks for all of a whole run."""
+    are asked for; `start` asks for all of a whole run, `start_alone` for what commands need."""
 
     def __init__(self, recipe: Recipe, task: Task, folder: Path, view: View) -> None:
         self.recipe, self.task, self.folder, self.view = recipe, task, folder, view
         self.logs = folder / "logs"
         self.store = Store(recipe, folder, view.progress)
         self.sample = Sampler(lambda *asked, **options: self.rollouts.generate(*asked, **options))
-        if recipe.policy.path is not None:  # its tokenizer is at hand: look before anything starts
-            trust = recipe.policy.trust_remote_code
-            self.task.fit(Chat.load(recipe.policy.path, trust_remote_code=trust))
 
     def start(self) -> None:
         """Learners, the start policy, the engines that sample from it, the critic, the judges."""
+        policy = self.recipe.policy
+        if policy.path is not None:  # its tokenizer is at hand: look before anything starts
+            self.task.fit(Chat.load(policy.path, trust_remote_code=policy.trust_remote_code))
         for name in ("learners", "start_policy", "rollouts", "critic", "judges"):
+            getattr(self, name)
+
+    def start_alone(self, needs: Needs) -> None:
+        """What judges or their critic need without a run; engines that sample start when asked."""
+        wanted = {"learners": needs.learners, "start_policy": needs.policy, "writer": needs.critic}
+        for name in (name for name, needed in wanted.items() if needed):
             getattr(self, name)
 
     @cached_property
@@ -73,6 +79,7 @@ class Models:
 
     @cached_property
     def start_policy(self) -> str:
+        assert self.recipe.has_policy, "checked with the recipe"
         learners = self.learners
         with self.view.phase("policy ready"):
             return start_policy(self.store, self.task, learners)
@@ -121,12 +128,28 @@ class Models:
         return WaveCritic(writer, self._readers(), settings.max_failed, named=named)
 
     @cached_property
+    def critic_path(self) -> str:
+        """Where the critic's own model lies; learners are only asked for where it is trained."""
+        settings = self.recipe.critic
+        assert settings is not None, "checked with the recipe"
+        start = settings.path or self.start_policy
+        if settings.train is None:
+            return start
+        return critic_model(self.store, self.task, self.learners, start, self.sample)
+
+    @cached_property
     def maker(self) -> JudgeMaker:
-        critic = self.critic
-        write = critic.write_all if isinstance(critic, WaveCritic) else None
         return JudgeMaker(
-            self.store, self.task, self.learners, self.gangs, self.start_policy, self.sample, write
-        )
+            self.store, self.task, self.learners, self.gangs, lambda: self.start_policy,
+            self.sample, self._criticise,
+        )  # fmt: skip
+
+    def _criticise(self, *asked: Any) -> Critiques:
+        """Critiques outside a wave, whose seconds are in no row of metrics."""
+        written = self.writer.write_all(*asked)
+        outcomes = ", ".join(f"{count} {what}" for what, count in written.outcomes.items())
+        self.view.say(f"  critiques: {outcomes}; {written.tokens} tokens, {written.seconds:.1f} s")
+        return written
 
     @cached_property
     def paths(self) -> dict[str, str]:
@@ -214,28 +237,24 @@ class Models:
                 Client(service.url, **options), model=service.model or "",
                 temperature=settings.temperature, max_tokens=settings.max_tokens,
                 seed=recipe.seed, concurrency=service.concurrency,
+                deadline_s=recipe.timeouts.generate_s,
             )  # fmt: skip
             return endpoint.complete, f"{service.url} {service.model}"
         if settings.kind == "policy":
             engines = self.rollouts
             room = self._rollout_room()
             return EngineCritic(engines, settings, room).complete, "the policy"
-        path = critic_model(self.store, self.task, self.learners, self.start_policy, self.sample)
+        path = self.critic_path
         with self.view.phase("critic ready"):
             own = self._critic_engines(path)
         return EngineCritic(own, settings, self._critic_room(path)).complete, identity(path)
 
     def _critic_engines(self, path: str) -> Rollouts:
-        recipe, settings = self.recipe, self.recipe.critic
-        assert settings is not None
-        engine = RolloutSettings(
-            max_tokens=settings.max_tokens, num_cpus=settings.num_cpus, num_gpus=settings.num_gpus,
-            threads=recipe.rollouts.threads, kv_cache_gib=recipe.rollouts.kv_cache_gib,
-        )  # fmt: skip
+        recipe = self.recipe
         return Rollouts(
-            path, Chat.load(path), engine, recipe.timeouts, max_model_len=self._critic_room(path),
-            precision=recipe.learner.precision, backend="host",
-            seed=seed_of(recipe.seed, "critic"), logs=self.logs, name="critic",
+            path, Chat.load(path), critic_engine(recipe), recipe.timeouts,
+            max_model_len=self._critic_room(path), precision=recipe.learner.precision,
+            backend="host", seed=seed_of(recipe.seed, "critic"), logs=self.logs, name="critic",
         )  # fmt: skip
 
     def _rollout_room(self) -> int:
@@ -248,10 +267,11 @@ class Models:
         """Tokens of the longest question with its critique; an escape may double a text."""
         settings = self.recipe.critic
         assert settings is not None
-        chat = Chat.load(path)
-        template = template_of(settings.template, score=settings.score)
-        frame = len(chat.prompt_ids(template.ask("", "")))
-        return min(chat.max_tokens, 2 * self._room() + frame + settings.max_tokens)
+        chat, longest = Chat.load(path), settings.max_question_tokens
+        if longest is None:
+            template = template_of(settings.template, score=settings.score)
+            longest = 2 * self._room() + len(chat.prompt_ids(template.ask("", "")))
+        return min(chat.max_tokens, longest + settings.max_tokens)
 
     def _room(self) -> int:
         """Tokens of the longest prompt with its longest response."""
@@ -259,7 +279,8 @@ class Models:
         if isinstance(recipe.data, FileData):
             return recipe.data.max_prompt_tokens + recipe.rollouts.max_tokens
         wanted = GOLD_PROMPT_TOKENS + recipe.rollouts.max_tokens
-        return wanted if recipe.policy.path else min(wanted, recipe.policy.scratch.max_positions)
+        scratch = recipe.has_policy and recipe.policy.path is None
+        return min(wanted, recipe.policy.scratch.max_positions) if scratch else wanted
 
 
 GOLD_PROMPT_TOKENS = 56

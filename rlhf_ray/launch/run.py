@@ -142,11 +142,13 @@ def refresher(
 
 
 def judge_rows(models: Models, known: Sequence[str]) -> Iterator[Row]:
-    """Held-out accuracy of each judge trained here, as its card tells it."""
+    """Held-out accuracy of each judge trained here and what its critiques came to, as its card
+    tells them."""
     for name in models.trained():
-        row = models.maker.card(name)["held_out"]
-        if row is not None and name not in known:
-            yield row
+        card = models.maker.card(name)
+        if card["held_out"] is not None and name not in known:
+            # A resumed run may hold a judge whose card is from before they were counted.
+            yield card["held_out"] | {"critiques": card.get("critiques", {})}
 
 
 def make_contexts(models: Models, known: NDArray[np.float32] | None) -> Contexts:

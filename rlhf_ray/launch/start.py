@@ -11,7 +11,7 @@ import rlhf_ray
 from actors.cluster import cluster, totals
 from rlhf_ray.bootstrap.roles import Task
 from rlhf_ray.config.judges import GoldJudge, RuleJudge
-from rlhf_ray.config.resources import check_against_cluster, plan, refreshed, trained
+from rlhf_ray.config.resources import Crew, check_against_cluster, plan, refreshed, trained
 from rlhf_ray.config.schema import FileData, GoldData, Recipe
 from rlhf_ray.console import View
 from rlhf_ray.data.task import FileTask
@@ -22,10 +22,13 @@ from rlhf_ray.messages import Step
 
 
 @contextmanager
-def on_cluster(recipe: Recipe, view: View) -> Iterator[None]:
-    """Join or start Ray, and refuse what it cannot hold before any model is loaded."""
+def on_cluster(recipe: Recipe, view: View, crew: Crew | None = None) -> Iterator[None]:
+    """Join or start Ray, and refuse what it cannot hold before any model is loaded.
+
+    `crew`: whom a command starts; None: those of a whole run.
+    """
     check_import()
-    wanted = plan(recipe)
+    wanted = crew or plan(recipe)
     with cluster(wanted.total_cpus, recipe.timeouts.cluster_s) as address:
         # Ray has just put its own handler here, which would lose the exit code and the advice.
         signal.signal(signal.SIGTERM, stop)

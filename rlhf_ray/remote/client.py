@@ -11,6 +11,7 @@ in a thread of its own; callers block, as everywhere in the project.
 import asyncio
 import itertools
 import json
+import math
 import ssl
 import threading
 import zlib
@@ -113,16 +114,19 @@ class Client:
         """The service, fit to be shown: without password and query."""
         return str(self._address)
 
-    def post(self, path: str, body: Any) -> Any:
+    def post(self, path: str, body: Any, *, within_s: float = math.inf) -> Any:
         """What the service answers to `body`, both JSON; `path` is joined to the client's URL.
+
+        within_s: what a caller has left, where that is less than `total_s`.
 
         Raises Failed, and ValueError where `body` holds a NaN or infinite number: neither is JSON.
         """
         content = json.dumps(body, allow_nan=False).encode()
-        request = self._bounded(path, content, next(self._numbers))
+        limit_s = min(self.total_s, within_s)
+        request = self._bounded(path, content, next(self._numbers), limit_s)
         future = asyncio.run_coroutine_threadsafe(request, self._loop)
         try:
-            data = future.result(timeout=self.total_s + GRACE_S)
+            data = future.result(timeout=limit_s + GRACE_S)
         except TimeoutError as error:
             where = self._address.shown(path)
             raise Failed("timeout", f"{where}: cancelling did not end in {GRACE_S:g} s") from error
@@ -146,17 +150,18 @@ class Client:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*left, return_exceptions=True)
 
-    async def _bounded(self, path: str, content: bytes, number: int) -> bytes:
+    async def _bounded(self, path: str, content: bytes, number: int, limit_s: float) -> bytes:
         try:
-            return await asyncio.wait_for(self._tries(path, content, number), self.total_s)
+            return await asyncio.wait_for(self._tries(path, content, number, limit_s), limit_s)
         except TimeoutError as error:
+            limit = f"total_s = {limit_s:g}"
+            if limit_s < self.total_s:
+                limit = f"the {limit_s:.3g} s that its caller had left"
             where = self._address.shown(path)
-            raise Failed(
-                "timeout", f"{where}: no whole answer within total_s = {self.total_s:g}"
-            ) from error
+            raise Failed("timeout", f"{where}: no whole answer within {limit}") from error
 
-    async def _tries(self, path: str, content: bytes, number: int) -> bytes:
-        ends = asyncio.get_running_loop().time() + self.total_s
+    async def _tries(self, path: str, content: bytes, number: int, limit_s: float) -> bytes:
+        ends = asyncio.get_running_loop().time() + limit_s
         for turn in itertools.count():
             try:
                 return await self._once(path, content)

@@ -112,12 +112,19 @@ class BradleyTerry:
     def each(
         self, prompts: Sequence[str], responses: Sequence[str], critiques: Sequence[str]
     ) -> Floats:
-        """[N] score of one response per prompt; NaN where it is too long."""
+        """[N] score of one response per prompt; NaN where it is too long.
+
+        Raises JudgeFailed where the model itself gives no finite score.
+        """
         texts = [self._ids(*one) for one in zip(prompts, responses, critiques, strict=True)]
         fit = np.array([len(text) <= self.max_tokens for text in texts], dtype=np.bool_)
         scores: Floats = np.full(len(texts), np.nan)
         if fit.any():
             scores[fit] = self.reader.scores([texts[row] for row in np.flatnonzero(fit)])
+        bad = np.flatnonzero(fit & ~np.isfinite(scores))
+        if len(bad):
+            prompt = prompts[bad[0]]
+            raise JudgeFailed(self.name, f"score {scores[bad[0]]} for prompt {prompt!r:.60}")
         return scores
 
     def margins(self, pairs: Sequence[Preference]) -> Floats:

@@ -35,13 +35,17 @@ def judge_card(
     template: str | None = None,
     held_out: Card | None = None,
     lineage: Card | None = None,
+    critiques: Mapping[str, int] | None = None,
+    stage_one: Mapping[str, int] | None = None,
     reading: Mapping[str, Any] | None = None,
 ) -> Card:
     """Everything that tells how a judge came to be and how it is to be asked.
 
     `parent`: the model it was trained from. `held_out`: its row of held-out accuracy. `lineage`: of
-    a refreshed judge, the version it replaces and what it was refreshed with. `reading`: how its
-    training read texts, which is how it must be asked:
+    a refreshed judge, the version it replaces and what it was refreshed with. `critiques`: of its
+    labelled pairs, by outcome, and the `tokens` the critic wrote for them. `stage_one`: of a
+    generative judge, `texts` it was made to write first and how many were `left_out`, too long for
+    it. `reading`: how its training read texts, which is how it must be asked:
 
         critique_only  the critique without the response
         max_tokens     longest text; None: what its model holds
@@ -61,6 +65,8 @@ def judge_card(
         "left_out": left_out,
         "held_out": held_out,
         "lineage": lineage,
+        "stage_one": None if stage_one is None else dict(stage_one),
+        "critiques": dict(critiques or {}),
     }
 
 
@@ -106,6 +112,9 @@ def _readme(card: Card) -> str:
         f"({training['preferences']['kind']}), {training['steps']} steps of "
         f"{training['batch_size']}; {card['left_out']} pairs were left out.",
     ]
+    if first := card["stage_one"]:
+        counts = f"{first['texts']} texts; {first['left_out']} more were too long"
+        lines[-1] += f" Before, it learnt to write {counts}."
     if card["template"]:
         lines += ["", f"Template: `{card['template']}` of rlhf_ray."]
     if row := card["held_out"]:

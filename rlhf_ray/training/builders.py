@@ -13,6 +13,9 @@ from rlhf_ray.config.schema import Learner, Scratch
 from rlhf_ray.config.section import Supervised
 from rlhf_ray.data.batches import Mixture, PairTokens, Tokens, VerdictTokens
 
+Meta = tuple[Sequence[Sequence[Sequence[int]]], Refresh]
+"""MetaRM's meta-set, token ids [M][K] of prompts with their responses, and its settings."""
+
 
 def scratch_policy(folder: Path, settings: Scratch, texts: Sequence[str], seed: int) -> None:
     from rlhf_ray.training.scratch import make_policy
@@ -63,46 +66,30 @@ def scalar_trainer(
     trust_remote_code: bool = False,
     without: Sequence[PairTokens] = (),
     dropout: float = 0.0,
+    meta: Meta | None = None,
 ) -> Any:
-    """A Bradley-Terry or critiqued judge."""
+    """A Bradley-Terry or critiqued judge; with `meta` one that MetaRM refreshes."""
+    from rlhf_ray.keys import seed_of
+    from rlhf_ray.training.contrastive import ScoreWithFeatures
+    from rlhf_ray.training.meta import MetaTrainer
+    from rlhf_ray.training.modules import ScalarScore
+    from rlhf_ray.training.reward_model import ScalarPairs, load_classifier
     from rlhf_ray.training.trainer import BatchTrainer, Rank
 
-    objective, module = _scalar(
-        path, pairs, mixture, settings, pad_id=pad_id, seed=seed, without=without, dropout=dropout,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    model = load_classifier(path, pad_id, new_head=True, trust_remote_code=trust_remote_code)
+    module, place = ScalarScore(model), Rank(rank, world)
+    if settings.contrastive:
+        prototypes = settings.contrastive.prototypes
+        module = ScoreWithFeatures(model, prototypes, seed_of(seed, "prototypes"))
+    objective = ScalarPairs(
+        pairs, mixture, settings, seed=seed, pad_id=pad_id, without=without, dropout=dropout
+    )
+    if meta is not None:
+        groups, refresh = meta
+        return MetaTrainer(module, objective, groups, refresh, learner, place, seed=seed)
     return BatchTrainer(
-        module, objective, learner, Rank(rank, world),
-        steps=settings.steps, optimizer=settings.optimizer,
-    )  # fmt: skip
-
-
-def meta_trainer(
-    path: str,
-    pairs: Sequence[PairTokens],
-    mixture: Mixture,
-    settings: JudgeTraining,
-    groups: Sequence[Sequence[Sequence[int]]],
-    refresh: Refresh,
-    learner: Learner,
-    rank: int,
-    world: int,
-    *,
-    pad_id: int,
-    seed: int,
-    trust_remote_code: bool = False,
-    without: Sequence[PairTokens] = (),
-    dropout: float = 0.0,
-) -> Any:
-    """A scalar judge, refreshed by MetaRM; `groups` are the meta-set."""
-    from rlhf_ray.training.meta import MetaTrainer
-    from rlhf_ray.training.trainer import Rank
-
-    objective, module = _scalar(
-        path, pairs, mixture, settings, pad_id=pad_id, seed=seed, without=without, dropout=dropout,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    return MetaTrainer(module, objective, groups, refresh, learner, Rank(rank, world), seed=seed)
+        module, objective, learner, place, steps=settings.steps, optimizer=settings.optimizer
+    )
 
 
 def verdict_trainer(
@@ -138,34 +125,3 @@ def policy_trainer(path: str, learner: Learner, rank: int, world: int, **options
     from rlhf_ray.training.trainer import Rank
 
     return PolicyTrainer(path, learner, Rank(rank, world), **options)
-
-
-def _scalar(
-    path: str,
-    pairs: Sequence[PairTokens],
-    mixture: Mixture,
-    settings: JudgeTraining,
-    *,
-    pad_id: int,
-    seed: int,
-    trust_remote_code: bool,
-    without: Sequence[PairTokens],
-    dropout: float,
-) -> tuple[Any, Any]:
-    """The objective of a scalar judge and its module."""
-    from rlhf_ray.keys import seed_of
-    from rlhf_ray.training.contrastive import ScoreWithFeatures
-    from rlhf_ray.training.modules import ScalarScore
-    from rlhf_ray.training.reward_model import ScalarPairs, load_classifier
-
-    model = load_classifier(path, pad_id, new_head=True, trust_remote_code=trust_remote_code)
-    contrastive = settings.contrastive
-    module = (
-        ScoreWithFeatures(model, contrastive.prototypes, seed_of(seed, "prototypes"))
-        if contrastive
-        else ScalarScore(model)
-    )
-    objective = ScalarPairs(
-        pairs, mixture, settings, seed=seed, pad_id=pad_id, without=without, dropout=dropout
-    )
-    return objective, module

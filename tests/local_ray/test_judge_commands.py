@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from commandline import rlhf_ray
 
+from rlhf_ray.config.schema import Scratch
+from rlhf_ray.training.scratch import make_policy
+
 POLICY = ["policy.supervised.steps=40", "policy.supervised.batch_size=32"]
 STRENGTH = [
     *POLICY,
@@ -66,3 +69,33 @@ def test_a_file_of_pairs_is_criticised_by_the_critic_of_a_recipe(tmp_path: Path)
     assert written[0]["kept"] == 1
     assert all({"chosen_critique", "rejected_critique"} <= set(row) for row in written)
     assert any(row["chosen_critique"] for row in written)
+
+
+def test_a_judge_with_a_model_and_pairs_of_its_own_is_trained_without_a_policy(
+    tmp_path: Path,
+) -> None:
+    letters, run = "abcdefgh", tmp_path / "run"
+    tiny = Scratch(hidden_size=32, layers=1, heads=1, intermediate_size=32, max_positions=32)
+    make_policy(tmp_path / "own", tiny, [f"{letters}="], seed=0)
+    for name, prompts in {"pairs": letters[:6], "held_out": letters[6:]}.items():
+        rows = [{"prompt": f"{one}=", "chosen": one, "rejected": f"{one}a"} for one in prompts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    preferences = {
+        "kind": "files",
+        "train": str(tmp_path / "pairs.jsonl"),
+        "held_out": str(tmp_path / "held_out.jsonl"),
+    }
+    train = {"preferences": preferences, "steps": 4, "batch_size": 4}
+    judge = {"kind": "bradley_terry", "path": str(tmp_path / "own"), "train": train}
+    # JSON is YAML, too.
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "own", "judges": {"short": judge}}))
+    words = ["judge", "train", "-c", str(tmp_path / "recipe.yaml"), "--run-dir", str(run)]
+    printed = said(*words)
+    assert "judges trained" in printed
+    assert "short: held-out pairs right" in printed
+    assert (run / "judges" / "short" / "model.safetensors").is_file()
+    assert "policy ready" not in printed
+    assert not (run / "start").exists()
+    logs = [path.name for path in (run / "logs").iterdir()]
+    assert logs
+    assert not [name for name in logs if not name.startswith("learner")]

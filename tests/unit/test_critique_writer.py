@@ -240,7 +240,7 @@ class Service:
         self.answers, self.bodies = answers, dict[str, dict[str, Any]]()
         self.barrier = Barrier(together)
 
-    def post(self, path: str, body: Any) -> Any:
+    def post(self, path: str, body: Any, *, within_s: float) -> Any:
         assert path == "/v1/chat/completions"
         (message,) = body["messages"]
         assert message["role"] == "user"
@@ -258,8 +258,9 @@ def says(text: Any, tokens: Any = 3) -> dict[str, Any]:
 
 def endpoint(service: Client, *, seed: int = 0, concurrency: int = 1) -> EndpointCritic:
     return EndpointCritic(
-        service, model="m", temperature=0.5, max_tokens=7, seed=seed, concurrency=concurrency
-    )
+        service, model="m", temperature=0.5, max_tokens=7, seed=seed, concurrency=concurrency,
+        deadline_s=60,
+    )  # fmt: skip
 
 
 def test_an_endpoint_is_told_how_to_write_and_with_which_seed() -> None:
@@ -306,7 +307,7 @@ class Down:
     def __init__(self, *late: int) -> None:
         self.late, self.asked = late, list[str]()
 
-    def post(self, path: str, body: Any) -> Any:
+    def post(self, path: str, body: Any, *, within_s: float) -> Any:
         self.asked.append(body["messages"][0]["content"])
         if len(self.asked) in self.late:
             raise Failed("timeout", "late")

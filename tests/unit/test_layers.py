@@ -19,7 +19,7 @@ FLOORS = (
     "preferences.strength weights data preferences config.folders config.resources bandit gold "
     "rollouts metrics evaluation durable remote critiques config.checks "
     "report_judges report report_strength results doctor",
-    "training rewards driver bootstrap refresh console judge_tables",
+    "training rewards driver bootstrap judge_refresh refresh console judge_tables",
     "actors",
     "launch",
     "arguments judge_cli cli __main__",

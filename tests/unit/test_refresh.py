@@ -1,20 +1,150 @@
 """When does a refreshed judge take over, and what is it trained on?"""
 
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from recipes import GOLD_JUDGE, recipe_with
+from tastes import Gang, Letters, duel, generate, preferred
 
+from rlhf_ray.bootstrap.judges import JudgeMaker
+from rlhf_ray.bootstrap.roles import Sampler
+from rlhf_ray.bootstrap.store import Store
 from rlhf_ray.config.judges import GoldPreferences, JudgeTraining
+from rlhf_ray.config.schema import Scratch
+from rlhf_ray.errors import JudgeFailed
+from rlhf_ray.judge_refresh import gate, with_fresh
 from rlhf_ray.keys import generator
-from rlhf_ray.messages import Preference, Prompt, Rollout
-from rlhf_ray.refresh import _with_fresh, gate, split
+from rlhf_ray.messages import Floats, Preference, Prompt, Refreshed, Rollout
+from rlhf_ray.refresh import Refresher, split
+from rlhf_ray.rewards.card import read_card
+from rlhf_ray.training.scratch import make_policy
 
 NAN = float("nan")
 TRAINING = JudgeTraining(preferences=GoldPreferences(expert="sort", expert_share=1.0))
 PAIRS = [Preference(f"old-{n}", "srt ab=", "a", "b", "sort") for n in range(6)] + [
     Preference(f"new-{n}", "srt ab=", "a", "b", "sort") for n in range(2)
 ]
+
+
+class Pool:
+    """Judge `a` with the taste its folder holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.loaded = folder, ["judges/a"]
+        self.taste = (folder / "judges/a/taste").read_text()
+
+    def replace(self, name: str, path: str) -> None:
+        assert name == "a"
+        self.taste = (Path(path) / "taste").read_text()
+        self.loaded.append(str(Path(path).relative_to(self.folder)))
+
+    def margins(self, name: str, pairs: Sequence[Preference]) -> Floats:
+        return preferred(self.taste, pairs)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_policy(folder, Scratch(max_positions=48), ["ask=abcd"], seed=0)
+    return folder
+
+
+def refresher(
+    model: Path, run: Path, *tastes: str, task: Letters | None = None
+) -> tuple[Refresher, Pool]:
+    """Of judge `a` with the first taste, which learns the others, one per round."""
+    shutil.copytree(model, run / "judges/a")
+    (run / "judges/a/taste").write_text(tastes[0])
+    recipe = recipe_with(
+        judges={"a": GOLD_JUDGE, "b": {"kind": "rules"}},
+        refresh={"steps": 2, "prompts": 4, "responses": 3},
+    )
+    gang: Any = Gang(*tastes[1:])
+    some: Any = task or Letters()
+    gangs: Any = lambda count: nullcontext([gang] * count)  # noqa: E731
+    store = Store(recipe, run, lambda *_: None)
+    maker = JudgeMaker(store, some, gang, gangs, lambda: str(model), Sampler(generate), None)
+    pool = Pool(run)
+    return Refresher(recipe, maker, pool, generate, run), pool
+
+
+@pytest.mark.parametrize(
+    ("taste", "promoted", "held_out", "fresh", "why"),
+    [
+        ("abcd", True, 1.0, 1.0, "50.0 -> 100.0 % on held-out pairs"),
+        ("abdc", True, 0.5, 1.0, "50.0 -> 50.0 % on held-out pairs"),
+        ("badc", False, 0.0, 1.0, "it fell on held-out pairs, 50.0 -> 0.0 %"),
+        ("acbd", False, 1.0, 0.5, "it fell on the policy's own samples, 100.0 -> 50.0 %"),
+    ],
+)
+def test_a_judge_that_got_worse_at_either_exam_is_put_back(
+    model: Path, tmp_path: Path, taste: str, promoted: bool, held_out: float, fresh: float,
+    why: str,
+) -> None:  # fmt: skip
+    ours, pool = refresher(model, tmp_path, "abdc", taste)
+
+    (found,) = ours.refresh(1)
+
+    assert (found.promoted, found.held_out, found.fresh) == (
+        promoted,
+        (0.5, held_out),
+        (1.0, fresh),
+    )
+    assert why in found.why
+    used = "refreshed/a-r001" if promoted else "judges/a"
+    assert (found.path, found.parent, ours.paths["a"]) == (used, "judges/a", used)
+    assert (pool.loaded[-1], pool.taste) == (used, taste if promoted else "abdc")
+    card = read_card(tmp_path / "refreshed/a-r001")
+    assert card is not None
+    assert (card["lineage"]["promoted"], card["lineage"]["why"]) == (promoted, found.why)
+    assert (card["parent"], card["pairs"], card["left_out"]) == ("judges/a", 2, 0)
+    assert found.measures == {"J_first": 0.25, "J_last": 0.5}
+
+
+def test_a_judge_is_trained_on_from_the_version_in_use(model: Path, tmp_path: Path) -> None:
+    ours, pool = refresher(model, tmp_path, "abdc", "badc", "abcd", "abcd")
+    refused, promoted, after = (ours.refresh(round)[0] for round in (1, 2, 3))
+    assert [one.parent for one in (refused, promoted, after)] == [
+        "judges/a", "judges/a", "refreshed/a-r002"
+    ]  # fmt: skip
+    assert after.held_out == (1.0, 1.0), "examined beside the version in use, not the first"
+    assert pool.loaded[-1] == "refreshed/a-r003"
+    assert ours.refresh(0) == []
+
+
+def test_pairs_that_are_too_long_are_counted_and_not_asked(model: Path, tmp_path: Path) -> None:
+    task = Letters(held_out=[duel("a", "d", prompt="a" * 60)])
+    ours, _ = refresher(model, tmp_path, "abdc", "abcd", task=task)
+    (found,) = ours.refresh(1)
+    assert found.held_out == (0.5, 1.0)
+    assert {name: n for name, n in found.measures.items() if "J" not in name} == {
+        "left_out_held_out": 1
+    }
+
+
+def test_an_exam_without_an_answer_stops_the_run(model: Path, tmp_path: Path) -> None:
+    ours, _ = refresher(model, tmp_path, "ab", "abcd")
+    with pytest.raises(JudgeFailed, match="no score for 1 of 2 pairs of its exam"):
+        ours.refresh(1)
+
+
+def test_after_a_resume_the_last_promoted_version_is_in_use(model: Path, tmp_path: Path) -> None:
+    ours, pool = refresher(model, tmp_path, "abdc")
+    for name in ("a-r001", "a-r002"):
+        shutil.copytree(tmp_path / "judges/a", tmp_path / "refreshed" / name)
+    known = [
+        Refreshed("a", round, promoted, "", f"refreshed/a-r00{round}", "", (0, 0), (0, 0))
+        for round, promoted in ((1, True), (2, True), (3, False))
+    ]
+    ours.adopt(known)
+    ours.adopt(known)  # what is in use already is not loaded again
+    assert pool.loaded == ["judges/a", "refreshed/a-r002"]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +168,7 @@ def test_a_refreshed_judge_takes_over_only_if_it_is_shown_to_be_no_worse(
 
 
 def test_a_share_of_each_batch_is_new() -> None:
-    drawn = _with_fresh(PAIRS, new={"new-0", "new-1"}, share=0.25, training=TRAINING)
+    drawn = with_fresh(PAIRS, new={"new-0", "new-1"}, share=0.25, training=TRAINING)
     rows = np.concatenate([drawn.rows(step, 8, seed=0) for step in range(3)])
     assert (rows >= 6).sum() == 3 * 2
     assert set(rows.tolist()) == set(range(8))
@@ -50,7 +180,7 @@ def test_the_old_part_of_a_batch_is_drawn_as_at_first() -> None:
         update={"preferences": GoldPreferences(expert="sort", expert_share=0.75)}
     )
     mixed = [replace(pair, source="reverse") if n < 3 else pair for n, pair in enumerate(PAIRS)]
-    drawn = _with_fresh(mixed, new={"new-0", "new-1"}, share=0.5, training=own)
+    drawn = with_fresh(mixed, new={"new-0", "new-1"}, share=0.5, training=own)
     rows = drawn.rows(0, 8, seed=0)
     assert [(rows >= 6).sum(), ((rows >= 3) & (rows < 6)).sum(), (rows < 3).sum()] == [4, 3, 1]
 
@@ -74,5 +204,5 @@ def test_a_split_puts_half_of_each_source_on_either_side() -> None:
 
 
 def test_without_new_pairs_batches_are_drawn_as_before() -> None:
-    drawn = _with_fresh(PAIRS[:6], new=set(), share=0.25, training=TRAINING)
+    drawn = with_fresh(PAIRS[:6], new=set(), share=0.25, training=TRAINING)
     assert sorted(drawn.rows(0, 6, seed=0).tolist()) == list(range(6))

@@ -352,6 +352,17 @@ def test_the_refresh_of_a_judge_is_told_once_per_round(tmp_path: Path):
     assert "no: it fell far" in page
 
 
+def test_a_page_tells_what_judges_could_not_read_and_how_sure_their_verdicts_are(tmp_path: Path):
+    judge = a_judge("gram") | {"left_out": {"stage_one": 7, "training": 0, "held_out": 0}}
+    verdicts = {"gram": {"swap_consistency": 0.8125, "label_mass": 0.4375}}
+    write_metrics(tmp_path, [judge, a_wave(0, 8) | {"measures": verdicts}])
+
+    page = write_report(tmp_path).read_text()
+
+    assert "<td>gram</td><td>7</td>" in page
+    assert "<td>gram</td><td>0.8125</td><td>0.4375</td>" in page
+
+
 def test_a_wave_repeated_after_a_crash_counts_once(tmp_path: Path):
     first, again = a_wave(0, 8), a_wave(0, 8) | {"loss": 9.0}
     write_metrics(tmp_path, [first, again])

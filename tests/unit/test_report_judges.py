@@ -7,8 +7,10 @@ from rlhf_ray.report_judges import (
     accuracy_table,
     cost_table,
     critique_table,
+    left_out_table,
     refresh_table,
     score_charts,
+    verdict_table,
 )
 
 WAVE: dict[str, Any] = {
@@ -70,10 +72,44 @@ def test_a_refresh_says_before_and_after_and_that_spread_proves_nothing() -> Non
     kept = REFRESH | {"promoted": False, "why": "it fell on <b>", "measures": {}}
     drawn = refresh_table([REFRESH, kept])
     assert cells(drawn)[1:] == [
-        ["r002", "left", "yes", "81.0 % → 82.5 %", "50.0 % → –", "0.3 → 0.35", "1 → 2"],
-        ["r002", "left", "no: it fell on &lt;b&gt;", "81.0 % → 82.5 %", "50.0 % → –", "–", "–"],
+        ["r002", "left", "yes", "81.0 % → 82.5 %", "50.0 % → –", "0.3 → 0.35", "1 → 2", "–"],
+        ["r002", "left", "no: it fell on &lt;b&gt;", "81.0 % → 82.5 %", "50.0 % → –", *"–––"],
     ]
     assert "prove nothing" in drawn
+
+
+def test_a_refresh_says_what_was_too_long_for_the_judge() -> None:
+    counts = {"left_out_held_out": 1, "left_out_meta": 2, "left_out_training": 1234}
+    rows = cells(refresh_table([REFRESH | {"measures": counts}]))
+    assert (rows[0][-1], rows[1][-1]) == ("too long", "1 held-out, 2 meta-set, 1,234 training")
+
+
+def test_what_judges_could_not_read_is_told_of_those_it_happened_to() -> None:
+    fitted = {"name": "left", "left_out": {"training": 0, "held_out": 0}}
+    gram = {"name": "gram", "left_out": {"stage_one": 1200, "training": 0, "held_out": 3}}
+    plain = {"name": "plain", "left_out": {"training": 1, "held_out": 0}}
+    assert cells(left_out_table([fitted, gram, plain])) == [
+        ["judge", "stage 1", "training", "held-out"],
+        ["gram", "1,200", "0", "3"],
+        ["plain", "–", "1", "0"],
+    ]
+    assert left_out_table([fitted, {"name": "old"}]) == ""
+
+
+def test_verdicts_are_told_with_the_worst_and_the_best_wave() -> None:
+    gram = {"swap_consistency": 0.5, "label_mass": 0.9, "position_bias": -0.1}
+    waves = [
+        {"measures": {"gram": gram, "remote": {"swap_consistency": 0.75}}},
+        {"measures": {"gram": gram | {"swap_consistency": 1.0, "position_bias": 0.2}}},
+        {"measures": {"gram": gram | {"swap_consistency": None, "position_bias": 0.2}}},
+        {"measures": {}},
+    ]
+    assert cells(verdict_table(waves)) == [
+        ["judge", "swap consistency", "label mass", "position bias"],
+        ["gram", "0.75 (0.5 to 1)", "0.9", "0.1 (-0.1 to 0.2)"],
+        ["remote", "0.75", "–", "–"],
+    ]
+    assert verdict_table([{"measures": {}}, {}]) == ""
 
 
 def test_scores_that_failed_are_in_no_histogram() -> None:

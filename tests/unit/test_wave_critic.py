@@ -11,7 +11,14 @@ from rlhf_ray.critiques.endpoint import EndpointCritic
 from rlhf_ray.critiques.pairs import with_critiques
 from rlhf_ray.critiques.template import template_of
 from rlhf_ray.critiques.wave import NoCritic, WaveCritic
-from rlhf_ray.critiques.writer import Ask, Complete, Completion, Control, CritiqueWriter
+from rlhf_ray.critiques.writer import (
+    TOO_LONG,
+    Ask,
+    Complete,
+    Completion,
+    Control,
+    CritiqueWriter,
+)
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Choices, Preference, Prompt, Response, Rollout, Step
 from rlhf_ray.remote.client import Failed
@@ -34,13 +41,13 @@ def choices(*asked: Sequence[bool]) -> Choices:
 class Critic:
     """Says how long the question is; fails for questions with an `x`."""
 
-    def __init__(self, fails: bool = False) -> None:
-        self.fails, self.asked = fails, 0
+    def __init__(self, fails: bool = False, why: str = "timeout") -> None:
+        self.fails, self.why, self.asked = fails, why, 0
 
     def complete(self, asks: Sequence[Ask]) -> list[Completion]:
         self.asked += len(asks)
         return [
-            Completion("", 0, "timeout")
+            Completion("", 0, self.why)
             if self.fails and "-x" in ask.text
             else Completion(f"{len(ask.text)} letters", 2, "ok")
             for ask in asks
@@ -76,6 +83,12 @@ def test_failed_critiques_beyond_the_limit_end_the_run() -> None:
     found = wave(Critic(fails=True), 0.5).write(STEP, table, [rollout("a")])
     assert found.texts[0][0] == ""
     assert dict(found.outcomes) == {"ok": 1, "timeout": 1}
+
+
+def test_questions_that_are_too_long_name_the_setting_that_makes_room() -> None:
+    failing = wave(Critic(fails=True, why=TOO_LONG))
+    with pytest.raises(BadData, match=r"for too_long: critic\.max_question_tokens$"):
+        failing.write(STEP, choices([False, True]), [rollout("a")])
 
 
 def test_a_policy_that_criticises_itself_is_asked_again_when_it_has_learnt() -> None:
@@ -137,12 +150,13 @@ def test_a_service_that_is_down_is_not_waited_for_again_and_again() -> None:
     class Down:
         asked = 0
 
-        def post(self, path: str, body: Any) -> Any:
+        def post(self, path: str, body: Any, *, within_s: float) -> Any:
             self.asked += 1
             raise Failed("refused", "nobody is there")
 
     down = Down()
-    critic = EndpointCritic(down, model="m", temperature=0.0, max_tokens=8, seed=0, concurrency=2)
+    critic = EndpointCritic(down, model="m", temperature=0.0, max_tokens=8, seed=0, concurrency=2,
+                            deadline_s=60)  # fmt: skip
     prompts = [Prompt(f"{n}", f"ask {n}", "s") for n in range(50)]
     why = r"([56]) of 100 critiques failed \(\1 refused; 9[45] more were not sent\); allowed is"
     with pytest.raises(BadData, match=why):

@@ -1,0 +1,252 @@
+"""One judge before one round: trained on, examined beside the version in use, and told about.
+
+A refreshed judge takes over only if it does not fall on held-out pairs, nor on verified pairs of
+the policy's samples (`gate`).
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from rlhf_ray.bootstrap.judges import JudgeMaker
+from rlhf_ray.bootstrap.reading import Build, Reading, expert, manner
+from rlhf_ray.bootstrap.workshop import train
+from rlhf_ray.config.judges import JudgeTraining, Refresh, Trained
+from rlhf_ray.critiques.pairs import with_critiques
+from rlhf_ray.data.batches import Mixture
+from rlhf_ray.data.tokens import mixture
+from rlhf_ray.durable.fsio import atomic_write
+from rlhf_ray.errors import BadData, JudgeFailed
+from rlhf_ray.keys import seed_of
+from rlhf_ray.messages import Floats, Preference, Refreshed, Rollout
+from rlhf_ray.rewards.card import card_files, judge_card
+from rlhf_ray.training.builders import Meta
+
+
+class Pool(Protocol):
+    """The judges as they are in use."""
+
+    def margins(self, name: str, pairs: Sequence[Preference]) -> Floats: ...
+    def replace(self, name: str, path: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a judge is refreshed with, and what it is examined on before and after."""
+
+    reading: Reading
+    pairs: Sequence[Preference]
+    """Those it was first trained on."""
+    fresh: Sequence[Preference]
+    """New ones over the policy's samples; none without `fresh_share`."""
+    seen: Sequence[Rollout]
+    """The samples that may be trained on."""
+    exams: Sequence[Sequence[Preference]]
+    """Held-out pairs, and verified ones over samples that are not trained on."""
+    left_out: dict[str, int]
+    """Pairs of the exams that are too long for the judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRefresh:
+    """The refresh of one judge before one round."""
+
+    maker: JudgeMaker
+    pool: Pool
+    settings: Refresh
+    round: int
+    """The one that begins with it."""
+    name: str
+    entry: Trained
+    parent: str
+    """Its weights in use, as seen from the run folder."""
+
+    @property
+    def begin(self) -> str:
+        """The weights it is trained on from."""
+        return self.parent if self.settings.begin == "current" else f"judges/{self.name}"
+
+    @property
+    def path(self) -> str:
+        """Where the refreshed weights will lie."""
+        return f"refreshed/{self.name}-r{self.round:03d}"
+
+    @property
+    def key(self) -> str:
+        return self.maker.store.key(self.settings, self.name, self.round, self.begin)
+
+    @property
+    def training(self) -> JudgeTraining:
+        """As the judge was first trained, at the length and rate of a refresh."""
+        assert self.entry.train is not None
+        names = ("steps", "batch_size", "optimizer")
+        return self.entry.train.model_copy(
+            update={name: getattr(self.settings, name) for name in names}
+        )
+
+    def outcome(self, seen: Sequence[Rollout], unseen: Sequence[Rollout]) -> Refreshed:
+        """What became of it, trained on `seen` samples and examined on `unseen` ones.
+
+        The pool holds the new version afterwards, promoted or not.
+        """
+        lesson, store = self._lesson(seen, unseen), self.maker.store
+        before = self._accuracies(lesson.exams)
+        found: list[Refreshed] = []
+        shutil.rmtree(store.folder / self.path, ignore_errors=True)  # of an attempt that died
+        store.made(
+            self.path, self.key, lambda to: found.append(self._made(to, lesson, before)),
+            share=False,
+        )  # fmt: skip
+        return found[0]
+
+    def _lesson(self, seen: Sequence[Rollout], unseen: Sequence[Rollout]) -> Lesson:
+        pairs, held_out = self.maker.lessons(self.name, self.entry)
+        fresh = self._verified(seen, truth=False) if self.settings.fresh_share else []
+        begin = str(self.maker.store.folder / self.begin)
+        reading = self.maker.reading(self.name, self.entry, begin)
+        exams = {"held_out": held_out, "fresh": self._verified(unseen, truth=True)}
+        readable = {name: reading.readable(exam)[0] for name, exam in exams.items()}
+        left_out = {name: len(exam) - len(readable[name]) for name, exam in exams.items()}
+        return Lesson(reading, pairs, fresh, seen, list(readable.values()), left_out)
+
+    def _made(self, folder: Path, lesson: Lesson, before: Sequence[float]) -> Refreshed:
+        """The refreshed weights, in a folder of their own with a card that tells their exam."""
+        meta = self._meta(lesson) if self.settings.kind == "meta" else None
+        build, kept = self._build(lesson, meta)
+        notes = self._train(folder, build, lesson.reading.path)
+        # The same workers examine both versions: numbers of one instrument.
+        self.pool.replace(self.name, str(folder))
+        after = self._accuracies(lesson.exams)
+        left_out = lesson.left_out | {"training": len(lesson.pairs) + len(lesson.fresh) - kept}
+        if meta is not None:
+            left_out["meta"] = len(lesson.seen) - len(meta[0])
+        notes |= {f"left_out_{name}": count for name, count in left_out.items() if count}
+        found = self._judged(before, after, dict(sorted(notes.items())))
+        self._tell(folder, lesson, found, kept)
+        return found
+
+    def _build(self, lesson: Lesson, meta: Meta | None) -> tuple[Build, int]:
+        """What trains it, and on how many pairs."""
+        new, recipe = {pair.id for pair in lesson.fresh}, self.maker.recipe
+        return lesson.reading.build(
+            [*lesson.pairs, *lesson.fresh],
+            self.training,
+            recipe.learner,
+            seed=seed_of(recipe.seed, "refresh", self.round, self.name),
+            draw=partial(
+                with_fresh, new=new, share=self.settings.fresh_share, training=self.training
+            ),
+            meta=meta,
+        )
+
+    def _train(self, folder: Path, build: Build, tokenizer: str) -> dict[str, float]:
+        """Trained weights in `folder`; what the training noted."""
+        gang, store, steps = self.maker.gang, self.maker.store, self.settings.steps
+        notes: dict[str, float] = {}
+        train(
+            gang, build, folder, what=f"{self.name}, refresh {self.round}", steps=steps,
+            tokenizer=tokenizer, key=self.key, before_end=lambda: notes.update(gang.notes()),
+            progress=store.progress, save_steps=steps,
+            trust_remote_code=self.entry.trust_remote_code,
+        )  # fmt: skip
+        return notes
+
+    def _judged(
+        self, before: Sequence[float], after: Sequence[float], notes: dict[str, float]
+    ) -> Refreshed:
+        promoted, why = gate(before, after, self.settings.gate)
+        path = self.path if promoted else self.parent
+        (held_out, fresh), parent = zip(before, after, strict=True), self.parent
+        return Refreshed(self.name, self.round, promoted, why, path, parent, held_out, fresh, notes)
+
+    def _tell(self, folder: Path, lesson: Lesson, found: Refreshed, kept: int) -> None:
+        card = judge_card(
+            self.name, self.entry.kind, parent=self.begin, settings=self.training, pairs=kept,
+            left_out=len(lesson.pairs) + len(lesson.fresh) - kept,
+            template=lesson.reading.template, reading=manner(self.entry, self.maker.recipe.critic),
+            lineage={"round": self.round, "promoted": found.promoted, "why": found.why,
+                     "fresh_pairs": len(lesson.fresh), "meta_prompts": len(lesson.seen),
+                     "refresh": self.settings.model_dump(mode="json")},
+        )  # fmt: skip
+        for file, content in card_files(card).items():
+            atomic_write(folder / file, content)
+
+    def _accuracies(self, exams: Sequence[Sequence[Preference]]) -> list[float]:
+        return [self._accuracy(exam) for exam in exams]
+
+    def _accuracy(self, exam: Sequence[Preference]) -> float:
+        """Share of pairs whose chosen response is preferred, ties half; NaN without pairs."""
+        if not exam:
+            return float("nan")
+        margins = self.pool.margins(self.name, exam)
+        if not np.isfinite(margins).all():
+            lacking = int((~np.isfinite(margins)).sum())
+            raise JudgeFailed(self.name, f"no score for {lacking} of {len(exam)} pairs of its exam")
+        return float(np.mean((np.sign(margins) + 1) / 2))
+
+    def _verified(self, rollouts: Sequence[Rollout], *, truth: bool) -> list[Preference]:
+        """Pairs over new samples where right and wrong ones are known; with critiques if read."""
+        assert self.entry.train is not None
+        found = self.maker.task.verified(self.entry.train.preferences, rollouts, truth=truth)
+        if self.entry.kind == "critiqued" and found:
+            assert self.maker.write is not None
+            return with_critiques(found, self.maker.write)
+        return found
+
+    def _meta(self, lesson: Lesson) -> Meta:
+        """The meta-set: each prompt with its k responses, as the judge reads them."""
+        texts = [[one.text for one in rollout.responses] for rollout in lesson.seen]
+        critiques = [[""] * len(row) for row in texts]
+        if self.entry.kind == "critiqued":
+            assert self.maker.write is not None
+            prompts = [rollout.prompt for rollout in lesson.seen]
+            critiques = self.maker.write(prompts, texts).texts
+        read, limit = lesson.reading.one, lesson.reading.limit
+        found = [
+            [read(rollout.prompt.text, *both) for both in zip(row, notes, strict=True)]
+            for rollout, row, notes in zip(lesson.seen, texts, critiques, strict=True)
+        ]
+        groups = [group for group in found if max(map(len, group)) <= limit]
+        if not groups:
+            raise BadData(
+                f"no prompt with its responses fits {limit} tokens of a judge that is to be "
+                "refreshed; raise its max_tokens or lower rollouts.max_tokens"
+            )
+        return groups, self.settings
+
+
+def gate(before: Sequence[float], after: Sequence[float], tolerance: float) -> tuple[bool, str]:
+    """Whether a refreshed judge takes over: accuracies on held-out and on fresh verified pairs.
+
+    NaN where there are no such pairs; without any, nothing shows that it is no worse, and it does
+    not take over.
+    """
+    names = ("held-out pairs", "the policy's own samples")
+    known = [
+        (name, old, new)
+        for name, old, new in zip(names, before, after, strict=True)
+        if np.isfinite(old) and np.isfinite(new)
+    ]
+    if not known:
+        return False, "there are no held-out pairs to compare it on"
+    for name, old, new in known:
+        if new < old - tolerance:
+            return False, f"it fell on {name}, {100 * old:.1f} -> {100 * new:.1f} %"
+    return True, ", ".join(
+        f"{100 * old:.1f} -> {100 * new:.1f} % on {name}" for name, old, new in known
+    )
+
+
+def with_fresh(
+    kept: Sequence[Preference], *, new: set[str], share: float, training: JudgeTraining
+) -> Mixture:
+    """Batches with a share of new pairs; the rest is drawn as the judge was first trained."""
+    fresh = np.array([pair.id in new for pair in kept], dtype=np.bool_)
+    drawn = mixture([pair for pair in kept if pair.id not in new], expert(training))
+    old = np.flatnonzero(~fresh)
+    return Mixture(old[drawn.expert], old[drawn.others], drawn.share, np.flatnonzero(fresh), share)

@@ -1,0 +1,130 @@
+"""What is made for judges alone, and what is not: models of a recipe, without Ray."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recipes import without_policy
+
+from rlhf_ray.config.resources import needs_alone
+from rlhf_ray.config.schema import Recipe, Scratch
+from rlhf_ray.console import View
+from rlhf_ray.launch.models import Models
+from rlhf_ray.launch.start import build_task
+from rlhf_ray.messages import Floats
+from rlhf_ray.rewards.card import read_card
+from rlhf_ray.training.scratch import make_tokenizer
+
+STARTED = {"learners", "start_policy", "chat", "rollouts", "writer", "critic_path", "judges"}
+PAIRS = [{"prompt": f"{letter}=", "chosen": "a", "rejected": "b"} for letter in "abcd"]
+
+
+class Ranks:
+    """Learners that train nothing and remember which models they were given."""
+
+    def __init__(self) -> None:
+        self.models: list[str] = []
+        self.steps = 0
+
+    def begin(self, build: Callable[[int, int], Any]) -> None:
+        self.models.append(build.args[0])  # type: ignore[attr-defined]
+        self.steps = 0
+
+    def advance(self, steps: int) -> dict[str, float]:
+        self.steps += steps
+        return {"steps": self.steps, "loss": 0.5}
+
+    def margins(self, items: Sequence[Any]) -> Floats:
+        return np.ones(len(items))
+
+    def export(self, folder: Path, tokenizer: str, *, trust_remote_code: bool) -> None:
+        folder.mkdir()
+        (folder / "weights").write_text(tokenizer)
+
+    def end(self) -> None:
+        """Nothing is held."""
+
+
+def models_of(recipe: Recipe, folder: Path) -> Models:
+    return Models(recipe, build_task(recipe, alone=True), folder, View())
+
+
+def made(models: Models) -> set[str]:
+    """What was asked for so far."""
+    return STARTED & vars(models).keys()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """As much of a model as is looked at before it is trained."""
+    folder = tmp_path / "own"
+    tokenizer = make_tokenizer(Scratch(max_positions=32), ["abcd="])
+    tokenizer.save_pretrained(folder)
+    config = {"model_type": "llama", "max_position_embeddings": 32, "hidden_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_judge_with_a_model_and_pairs_of_its_own_is_all_that_is_made(
+    tmp_path: Path, model: str
+) -> None:
+    for name in ("pairs", "held_out"):
+        rows = [one | {"prompt": f"{one['prompt']}{name}"} for one in PAIRS]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("pairs", "held_out")}
+    pairs = {"kind": "files", "train": files["pairs"], "held_out": files["held_out"]}
+    train = {"preferences": pairs, "steps": 3, "batch_size": 2}
+    recipe = without_policy(judges={
+        "a": {"kind": "bradley_terry", "path": model, "train": train},
+        "idle": {"kind": "critiqued", "path": "some/model"},
+    }, critic={"path": "some/critic"})  # fmt: skip
+    models, ranks = models_of(recipe, tmp_path / "run"), Ranks()
+    models.learners = ranks  # type: ignore[assignment]
+    models.start_alone(needs_alone(recipe, ["a"]))
+    path = Path(models.paths["a"])
+    assert (made(models), ranks.models) == ({"learners"}, [model])
+    card = read_card(path)
+    assert card is not None
+    assert (card["training"]["steps"], card["pairs"], card["parent"]) == (3, 4, model)
+    assert sorted(one.name for one in (tmp_path / "run").iterdir()) == ["judges", "lessons"]
+
+
+def test_a_critic_at_a_service_is_all_that_is_made_to_ask_it(tmp_path: Path) -> None:
+    service = {"kind": "endpoint", "endpoint": {"url": "http://localhost:1"}}
+    recipe = without_policy(judges={"b": {"kind": "rules"}}, critic=service)
+    models = models_of(recipe, tmp_path)
+    models.start_alone(needs_alone(recipe, critic=True))
+    assert made(models) == {"writer"}
+
+
+def test_a_critic_that_is_loaded_needs_no_learners(tmp_path: Path, model: str) -> None:
+    recipe = without_policy(judges={"b": {"kind": "rules"}}, critic={"path": model})
+    models = models_of(recipe, tmp_path)
+    assert models.critic_path == model
+    assert made(models) == {"critic_path"}
+
+
+def test_a_critic_has_room_for_the_longest_question_and_its_answer(
+    tmp_path: Path, model: str
+) -> None:
+    def room(**settings: Any) -> int:
+        critic = {"path": model, "template": "terse-1", "max_tokens": 5} | settings
+        recipe = without_policy(
+            judges={"b": {"kind": "rules"}}, critic=critic,
+            data={"kind": "files", "max_prompt_tokens": 3}, rollouts={"max_tokens": 2},
+        )  # fmt: skip
+        return models_of(recipe, tmp_path)._critic_room(model)
+
+    # Its model holds 32 tokens, which is less than twice 3 + 2, the template's words and 5.
+    assert (room(max_question_tokens=11), room(max_question_tokens=99)) == (16, 32)
+    assert room() <= 32
+
+
+def test_a_policy_that_is_not_there_is_never_made_of_defaults(tmp_path: Path) -> None:
+    models = models_of(without_policy(judges={"b": {"kind": "rules"}}), tmp_path)
+    models.learners = Ranks()  # type: ignore[assignment]
+    with pytest.raises(AssertionError, match="checked with the recipe"):
+        models.maker.start  # noqa: B018
