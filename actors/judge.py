@@ -80,6 +80,7 @@ class Judges:
             "tokens_per_batch": settings.tokens_per_batch,
             "critic": critic,
             "num_gpus": settings.num_gpus,
+            "precision": settings.precision,
         }
         resources = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
         remote: Any = ray.remote(**resources)(JudgeActor)

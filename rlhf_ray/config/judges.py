@@ -11,6 +11,7 @@ from rlhf_ray.config.section import (
     NotNegative,
     Optimizer,
     Positive,
+    Precision,
     Section,
     Share,
     Supervised,
@@ -348,6 +349,8 @@ class JudgeFleet(Section):
     tokens_per_batch: Count = 16384
     chunk_prompts: Count = 64
     """Prompts scored in one piece: the unit of determinism."""
+    precision: Precision = "fp32"
+    """Of the judges' weights; scores and the logits of labels are fp32 in any case."""
     memory_gib: Positive | None = None
     """Weights held by one worker; beyond it the judge not used for longest is dropped."""
     num_cpus: NotNegative = 0.5

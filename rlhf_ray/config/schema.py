@@ -11,6 +11,7 @@ from rlhf_ray.config.section import (
     Families,
     Optimizer,
     Positive,
+    Precision,
     Section,
     Share,
     Supervised,
@@ -207,7 +208,7 @@ class Learner(Section):
     optimizer: Optimizer = Optimizer()
     workers: Count = 1
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     deepspeed: dict[str, Any] | str | None = None
     """A DeepSpeed JSON file or its contents, merged over ours; conflicts are refused."""
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0

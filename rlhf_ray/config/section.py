@@ -17,6 +17,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Epsilon = Annotated[float, Field(ge=0.0, lt=0.5)]
 Positive = Annotated[float, Field(gt=0.0)]
+Precision = Literal["fp32", "bf16"]
 Families = Literal["sort", "reverse", "rotate", "swap"]
 
 

@@ -13,10 +13,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from rlhf_ray.config.section import Precision
 from rlhf_ray.data.batches import length_buckets, pad
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.errors import JudgeFailed
 from rlhf_ray.messages import Floats, Judgement, Preference, Prompt
+from rlhf_ray.training.loading import lowered
 from rlhf_ray.training.modules import ScalarScore
 from rlhf_ray.training.reward_model import load_classifier
 
@@ -37,11 +39,17 @@ class PlainScores:
     """The model in this process, fed in batches of similar length."""
 
     def __init__(
-        self, path: str, pad_id: int, *, tokens_per_batch: int, trust_remote_code: bool = False
+        self,
+        path: str,
+        pad_id: int,
+        *,
+        tokens_per_batch: int,
+        precision: Precision = "fp32",
+        trust_remote_code: bool = False,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.pad_id, self.budget = pad_id, tokens_per_batch
-        self.trust_remote_code = trust_remote_code
+        self.precision, self.trust_remote_code = precision, trust_remote_code
         self.load(path)
 
     def load(self, path: str) -> None:
@@ -49,6 +57,7 @@ class PlainScores:
         model = load_classifier(
             path, self.pad_id, new_head=False, trust_remote_code=self.trust_remote_code
         )
+        model = lowered(model, self.precision)
         self.module = ScalarScore(model).to(self.device).eval()
         self.size_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
 

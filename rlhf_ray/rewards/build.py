@@ -20,6 +20,7 @@ from rlhf_ray.config.judges import (
     RemoteJudge,
     RuleJudge,
 )
+from rlhf_ray.config.section import Precision
 from rlhf_ray.critiques.template import template_of
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.verdicts import TEMPLATES as VERDICTS
@@ -51,6 +52,7 @@ def build_judge(
     tokens_per_batch: int,
     critic: Critic | None,
     num_gpus: float = 0.0,
+    precision: Precision = "fp32",
 ) -> RewardModel:
     """`path`: where the weights lie, for the families that have weights. `num_gpus`: of the worker,
     for judges that run in an engine of their own."""
@@ -59,8 +61,8 @@ def build_judge(
             assert path is not None, f"judge '{name}' was not trained or found"
             budget = entry.tokens_per_batch or tokens_per_batch
             if isinstance(entry, GenerativeJudge):
-                return _generative(name, entry, path, budget, num_gpus)
-            return _scalar(name, entry, path, budget, critic, num_gpus)
+                return _generative(name, entry, path, budget, num_gpus, precision)
+            return _scalar(name, entry, path, budget, critic, num_gpus, precision)
         case RuleJudge():
             return Rules(entry.rule, entry.pattern, entry.target_tokens)
         case RemoteJudge():
@@ -76,6 +78,7 @@ def _scalar(
     budget: int,
     critic: Critic | None,
     num_gpus: float,
+    precision: Precision,
 ) -> RewardModel:
     from rlhf_ray.rewards.bradley_terry import BradleyTerry, PlainScores
 
@@ -85,13 +88,15 @@ def _scalar(
 
         limit = chat.limit(entry.max_tokens)
         reader: Any = ServedScores(
-            path, limit, num_gpus=num_gpus, trust_remote_code=entry.trust_remote_code
-        )
+            path, limit, num_gpus=num_gpus, precision=precision,
+            trust_remote_code=entry.trust_remote_code,
+        )  # fmt: skip
     else:
         reader = PlainScores(
             path,
             chat.pad_id,
             tokens_per_batch=budget,
+            precision=precision,
             trust_remote_code=entry.trust_remote_code,
         )
     join = None
@@ -103,7 +108,12 @@ def _scalar(
 
 
 def _generative(
-    name: str, entry: GenerativeJudge, path: str, budget: int, num_gpus: float
+    name: str,
+    entry: GenerativeJudge,
+    path: str,
+    budget: int,
+    num_gpus: float,
+    precision: Precision,
 ) -> RewardModel:
     from rlhf_ray.rewards.generative import Generative, PlainVerdicts
 
@@ -118,6 +128,7 @@ def _generative(
             verdicts.label_ids,
             limit,
             num_gpus=num_gpus,
+            precision=precision,
             trust_remote_code=entry.trust_remote_code,
         )
     else:
@@ -126,6 +137,7 @@ def _generative(
             verdicts.label_ids,
             pad_id=chat.pad_id,
             tokens_per_batch=budget,
+            precision=precision,
             trust_remote_code=entry.trust_remote_code,
         )
     return Generative(name, reader, verdicts, against=entry.against, max_tokens=entry.max_tokens)

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from rlhf_ray.config.section import Precision
 from rlhf_ray.data.verdicts import Verdicts
 from rlhf_ray.errors import JudgeFailed
 from rlhf_ray.messages import Floats, Judgement, Preference, Prompt
@@ -46,9 +47,10 @@ class PlainVerdicts:
         *,
         pad_id: int,
         tokens_per_batch: int,
+        precision: Precision = "fp32",
         trust_remote_code: bool = False,
     ) -> None:
-        self.pad_id, self.budget = pad_id, tokens_per_batch
+        self.pad_id, self.budget, self.precision = pad_id, tokens_per_batch, precision
         self.label_ids, self.trust_remote_code = label_ids, trust_remote_code
         self.load(path)
 
@@ -56,8 +58,10 @@ class PlainVerdicts:
         """Take the weights in `path` for the ones held so far."""
         from rlhf_ray.training.verdicts import load_label_logits
 
-        trust = self.trust_remote_code
-        self.module = load_label_logits(path, self.label_ids, trust_remote_code=trust)
+        self.module = load_label_logits(
+            path, self.label_ids, precision=self.precision,
+            trust_remote_code=self.trust_remote_code,
+        )  # fmt: skip
         parameters = self.module.parameters()
         self.size_bytes = sum(one.numel() * one.element_size() for one in parameters)
 

@@ -13,15 +13,15 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from rlhf_ray.config.section import Precision
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Floats
 from rlhf_ray.rollouts.engine import CPU_ENVIRONMENT, arguments, request
 
-Precision = Literal["fp32", "bf16"]
 BYTES = {"fp32": 4, "bf16": 2}
 FREE = frozenset(("_name_or_path", "transformers_version", "dtype", "torch_dtype"))
 """Keys of a model's config that may differ between two folders of one architecture."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf_ray.config.section import Precision
 from rlhf_ray.errors import BadData
 
 
@@ -29,4 +30,16 @@ def loaded(kind: Any, path: str, **options: Any) -> Any:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+    return model
+
+
+def lowered(model: Any, precision: Precision) -> Any:
+    """A model that is only read.
+
+    In bf16 its scoring head stays fp32: a score of 4 would be known to 0.03 only, and ties follow.
+    """
+    if precision == "bf16":
+        model = model.to(torch.bfloat16)
+        if hasattr(model, "score"):
+            model.score.float()
     return model

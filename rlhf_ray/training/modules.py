@@ -58,7 +58,8 @@ class ScalarScore(nn.Module):
             mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
             logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
             return logits[:, 0].float()
-        scores: Tensor = self.model.score(self.features(ids, lengths))
+        features = self.features(ids, lengths).to(next(self.model.score.parameters()).dtype)
+        scores: Tensor = self.model.score(features)
         return scores[:, 0].float()
 
     def features(self, ids: Tensor, lengths: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlhf_ray.config.section import Precision
 from rlhf_ray.data.batches import length_buckets, pad
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Floats
-from rlhf_ray.training.loading import load_causal_lm
+from rlhf_ray.training.loading import load_causal_lm, lowered
 from rlhf_ray.training.modules import check_plain_head, last_hidden
 
 
@@ -46,7 +47,11 @@ class LabelLogits(nn.Module):
 
 
 def load_label_logits(
-    path: str, label_ids: tuple[int, int], *, trust_remote_code: bool = False
+    path: str,
+    label_ids: tuple[int, int],
+    *,
+    precision: Precision = "fp32",
+    trust_remote_code: bool = False,
 ) -> LabelLogits:
     """For reading only, on the GPU where there is one.
 
@@ -60,7 +65,7 @@ def load_label_logits(
             f"'{path}' is a sequence classifier, which cannot write a label; use it as a judge of "
             "kind bradley_terry, or name a language model"
         )
-    model = load_causal_lm(path, trust_remote_code=trust_remote_code)
+    model = lowered(load_causal_lm(path, trust_remote_code=trust_remote_code), precision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return LabelLogits(model, label_ids).to(device).eval()
 
