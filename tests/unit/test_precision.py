@@ -48,7 +48,8 @@ def test_the_precision_of_the_fleet_reaches_the_judge(judges: dict[str, str], ki
     )
     assert coarse.size_bytes < 0.51 * fine.size_bytes
     wanted, found = fine.margins(PAIRS), coarse.margins(PAIRS)
-    np.testing.assert_allclose(found, wanted, atol=0.1 * np.abs(wanted).max())
+    assert not np.array_equal(found, wanted)
+    np.testing.assert_allclose(found, wanted, atol=0.2 * np.abs(wanted).max())
 
 
 def test_a_refreshed_judge_keeps_its_precision(judges: dict[str, str], tmp_path: Path) -> None:
