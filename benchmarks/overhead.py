@@ -1,8 +1,9 @@
-"""What does a finished run spend beside its work: driver, weight delivery, start of the engines?
+"""What does a finished run spend beside its work: driver, weight delivery, refreshes, engines?
 
 A wave's overhead is the time no stage accounts for, recording included, checkpoints not. Ray's
 share inside a stage is what `rollouts.py` measures. Only waves that delivered weights count for
-delivery.
+delivery. The refresh of a judge is measured against the waves of the round that begins with it; the
+samples for all judges are part of it.
 """
 
 import argparse
@@ -15,24 +16,34 @@ from statistics import median
 from rlhf_ray.config.load import load_recipe
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.errors import RlhfRayError
-from rlhf_ray.report import CONFIG, Row, read_run
+from rlhf_ray.report import CONFIG, Row, Run, read_run
 
 HELP_RUNS = 10
 HELP_DEADLINE_S = 60
-OVERHEAD, DELIVERY, ENGINES_S, HELP_S = 0.10, 0.05, 30.0, 0.5
+OVERHEAD, DELIVERY, REFRESH, ENGINES_S, HELP_S = 0.10, 0.05, 0.10, 30.0, 0.5
 """Targets: shares of a wave, and seconds."""
 
 
-def waves_of(folder: Path) -> list[Row]:
-    """Rows of the waves. Ends the program where there are none or some cannot be read."""
+def timed(folder: Path) -> Run:
+    """What a run measured. Ends the program where there is nothing, or some cannot be read."""
     run = read_run(folder)
-    timed = [row for row in run.waves if "wall_s" in row]
-    if run.unread or not timed:
+    if run.unread or not any("wall_s" in row for row in run.waves):
         sys.exit(
             f"{folder} cannot be measured: {'; '.join(run.unread) or 'it has no timed wave'}; "
             "give the folder of a finished run"
         )
-    return timed
+    return run
+
+
+def refresh_share(run: Run) -> float | None:
+    """Median over rounds: seconds of the refresh of one judge / seconds of the round's waves."""
+    found = []
+    for round in sorted({row["round"] for row in run.refreshes}):
+        judges = sum(row["round"] == round for row in run.refreshes)
+        waves = [row for row in run.waves if row["round"] == round and "wall_s" in row]
+        spent = sum(row["seconds"].get("refresh", 0.0) for row in waves)
+        found.append(spent / judges / (sum(row["wall_s"] for row in waves) - spent))
+    return median(found) if found else None
 
 
 def shares(waves: list[Row]) -> tuple[float, float | None]:
@@ -48,16 +59,17 @@ def engines_ready_s(recipe: Recipe, folder: Path) -> float:
     from actors.cluster import cluster
     from actors.rollout import Rollouts
     from rlhf_ray.data.chat import Chat
-    from rlhf_ray.launch import model_length, weight_backend
+    from rlhf_ray.launch.models import weight_backend
 
     policy = str(folder / "final")
+    chat = Chat.load(policy, trust_remote_code=recipe.policy.trust_remote_code)
     with cluster(recipe.rollouts.num_cpus * recipe.rollouts.workers, 120):
         Rollouts(
             policy,
-            Chat.load(policy, trust_remote_code=recipe.policy.trust_remote_code),
+            chat,
             recipe.rollouts,
             recipe.timeouts,
-            max_model_len=model_length(recipe),
+            max_model_len=chat.max_tokens,
             precision=recipe.learner.precision,
             backend=weight_backend(recipe),
             seed=recipe.seed,
@@ -89,12 +101,15 @@ def main() -> None:
     parser.add_argument("--no-engines", action="store_true", help="do not start the engines")
     asked = parser.parse_args()
     try:
-        recipe, waves = load_recipe(asked.run_dir / CONFIG, environ={}), waves_of(asked.run_dir)
+        recipe, run = load_recipe(asked.run_dir / CONFIG, environ={}), timed(asked.run_dir)
+        waves = [row for row in run.waves if "wall_s" in row]
         overhead, sync = shares(waves)
         print(f"| {recipe.name}, {len(waves)} waves | median | target | |\n|---|---|---|---|")
         print(line("driver overhead in a wave", overhead, OVERHEAD, share=True))
         if sync is not None:
             print(line("weight delivery in a wave", sync, DELIVERY, share=True))
+        if (refresh := refresh_share(run)) is not None:
+            print(line("refresh of one judge, of a round", refresh, REFRESH, share=True))
         print(line("`rlhf-ray --help`", help_s(), HELP_S, share=False), flush=True)
         if not asked.no_engines:
             ready = engines_ready_s(recipe, asked.run_dir)
