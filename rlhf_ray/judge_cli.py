@@ -183,6 +183,8 @@ def best(
 
     _check_writable(json_file)
     _check_new(out)
+    if out is not None and json_file is not None and out.absolute() == json_file.absolute():
+        raise BadData(f"--out and --json are both {out}; name two files")
     [name] = judge_folders([judge])
     way = strategy_of(judge, strategy)
     contests = [one for part in data for one in load_contests(part)]

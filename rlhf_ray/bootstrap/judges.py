@@ -27,8 +27,12 @@ from rlhf_ray.results import held_out_row
 from rlhf_ray.rewards.card import Card, card_files, judge_card, read_card
 from rlhf_ray.training.builders import supervised_trainer
 
-WHERE_IT_RUNS = {"replicas", "serve", "tokens_per_batch", "against"}
-"""Settings of a judge that change nothing about its training."""
+WHERE_IT_RUNS = {
+    "replicas", "serve", "tokens_per_batch", "against", "num_cpus", "num_gpus", "tensor_parallel"
+}  # fmt: skip
+"""Settings of a judge or its critic that change nothing about its training."""
+LESSONS = "lessons-2"
+"""Names the format of lessons: those of another one are made again."""
 
 
 class JudgeMaker:
@@ -78,12 +82,13 @@ class JudgeMaker:
         critic = recipe.critic if entry.kind == "critiqued" else None
         files = self.task.files(entry, critic)
         own = entry.model_dump(mode="json", exclude=WHERE_IT_RUNS)
-        return self.store.key(recipe.policy, recipe.data, own, critic, name, data, files)
+        writer = critic and critic.model_dump(mode="json", exclude=WHERE_IT_RUNS)
+        return self.store.key(recipe.policy, recipe.data, own, writer, name, data, files)
 
     def lessons(self, name: str, entry: Trained) -> tuple[list[Preference], list[Preference]]:
         """What a judge is trained on and examined on: with critiques, and mended where denoised."""
         assert entry.train is not None
-        key = self.store.key("lessons", self.key(name, entry, entry.train))
+        key = self.store.key(LESSONS, self.key(name, entry, entry.train))
         make = partial(self._prepare, name, entry)
         folder = self.store.made(f"lessons/{name}", key, make, share=self._share(entry))
         lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()

@@ -156,6 +156,9 @@ class Voters:
         except RlhfRayError as error:
             # An error from a worker also carries its traceback; its cause is what a person needs.
             cause = getattr(error, "cause", error)
+            if cause.args != (str(cause),):  # made of parts that only it can put together
+                error.add_note(f"while {what} was trained")
+                raise
             raise type(cause)(f"{what}: {cause}") from error
         except Exception as error:
             error.add_note(f"while {what} was trained")

@@ -4,7 +4,6 @@ The command line goes before the environment, the environment before the file. V
 `yes` and `on` are texts, `1e-4` is a number, and a text that looks like a number needs quotes.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -54,11 +53,6 @@ def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every value, in the order of the schema; loading it gives it back."""
     # Unescaped, PyYAML writes Unicode's line breaks so that they read back as spaces.
     return yaml.dump(_values(recipe), Dumper=_Writer, sort_keys=False)
-
-
-def recipe_hash(recipe: Recipe) -> str:
-    """sha256 (hex) of all values; the order of judges counts, as it numbers the arms."""
-    return hashlib.sha256(json.dumps(_values(recipe)).encode()).hexdigest()
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:

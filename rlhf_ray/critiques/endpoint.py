@@ -1,5 +1,6 @@
 """A critic behind an OpenAI-compatible service."""
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ from rlhf_ray.critiques.writer import LATE, NOT_SENT, Ask, Asks, Completion
 from rlhf_ray.keys import seed_of
 
 PATH = "/v1/chat/completions"
+IN_TURN = 16
+"""Questions one connection asks within a deadline; a call with more has several of them."""
 
 
 class Client(Protocol):
@@ -23,7 +26,7 @@ class EndpointCritic:
     A request that fails, or whose answer holds no text, is a completion whose outcome says why;
     nothing is raised for it. Once more have failed than the call allows, whatever was not yet
     asked is not asked any more (`not_sent`). How long a request may take is the client's, and
-    `deadline_s` is for all of a call together: what has no answer by then is `late`.
+    `deadline_s` is for 16 in turn on each connection: what has no answer by then is `late`.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class EndpointCritic:
     def complete(self, asks: Asks) -> list[Completion]:
         """One completion per ask, in their order, whichever of them is answered first."""
         lock, failed = threading.Lock(), 0
-        ends = time.monotonic() + self.deadline_s
+        ends = time.monotonic() + self.deadline_s * math.ceil(
+            len(asks) / (self.concurrency * IN_TURN)
+        )
 
         def one(ask: Ask) -> Completion:
             nonlocal failed

@@ -70,7 +70,7 @@ def length_buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
     cost, begins = np.zeros(len(order) + 1), [0]
     for end in range(1, len(order) + 1):
         longest = int(sizes[end - 1])
-        first = max(0, end - max(1, budget // longest))
+        first = max(0, end - max(1, budget // max(1, longest)))
         whole = cost[first:end] + longest * np.arange(end - first, 0, -1)
         best = int(whole.argmin())
         cost[end] = whole[best] + PASS * budget

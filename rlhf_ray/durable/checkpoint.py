@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.durable import fsio
-from rlhf_ray.durable.manifest import verify_manifest, write_manifest
-from rlhf_ray.errors import BadData
+from rlhf_ray.durable.manifest import NewerFormat, verify_manifest, write_manifest
+from rlhf_ray.errors import BadData, RlhfRayError, StorageFailed
 
+_FULL = 16 << 20
+"""Free bytes of a disk to which nothing of the size of weights can be written."""
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -29,6 +31,8 @@ class Checkpoints:
         fsio.make_dir(folder)
         self.folder = folder
         self.keep = keep
+        # What a killed attempt renamed may not be on disk yet; from here on it is counted on.
+        fsio.fsync_dir(folder)
         self._clear()
 
     def commit(self, step_index: int, write: Callable[[Path], None], extra: dict[str, Any]) -> Path:
@@ -41,7 +45,7 @@ class Checkpoints:
         target = self.folder / f"step-{step_index:06d}"
         temporary = self._named(".tmp-", target)
         fsio.make_dir(temporary)
-        write(temporary)
+        self._fill(temporary, write)
         fsio.fsync_tree(temporary)
         write_manifest(temporary, extra)
         if target.exists():
@@ -54,15 +58,23 @@ class Checkpoints:
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest undamaged checkpoint and its `extra`; None only if there never was one.
 
+        Clears away what a commit that was interrupted had not yet, and damaged checkpoints.
+
         Raises:
-            BadData: there are checkpoints, and every one of them is damaged.
+            BadData: there are checkpoints, and every one of them is damaged; or the newest is
+                from a later version of this program.
         """
         for path in reversed(self._committed()):
             try:
-                return path, verify_manifest(path)
+                extra = verify_manifest(path)
+            except NewerFormat:
+                raise
             except BadData as error:
                 self._quarantine(path, error)
-        if damaged := sorted(path.name for path in self.folder.glob("quarantine-step-*")):
+            else:
+                self._prune(path)
+                return path, extra
+        if damaged := [path.name for path in self._found("quarantine-step-")]:
             raise BadData(
                 f"{self.folder}: no undamaged checkpoint is left ({', '.join(damaged)}; each says "
                 "why in REASON.txt); put one back from a copy, or start over in a new run folder"
@@ -78,20 +90,37 @@ class Checkpoints:
         """Oldest first."""
         steps = {
             int(match[1]): path
-            for path in self.folder.iterdir()
+            for path in fsio.entries(self.folder)
             if (match := _STEP.fullmatch(path.name))
         }
         return [steps[index] for index in sorted(steps)]
 
     def _clear(self) -> None:
-        for path in [*self.folder.glob(".tmp-step-*"), *self.folder.glob(".trash-step-*")]:
+        for path in self._found(".tmp-step-", ".trash-step-"):
             fsio.remove_dir(path)
-        for path in self.folder.glob(".replaced-step-*"):
+        for path in self._found(".replaced-step-"):
             step = self.folder / path.name.removeprefix(".replaced-")
             if step.exists():
                 self._delete(path, step)
             else:
                 fsio.rename_dir(path, step)
+
+    def _fill(self, temporary: Path, write: Callable[[Path], None]) -> None:
+        try:
+            write(temporary)
+        except RlhfRayError:
+            raise
+        except Exception as error:
+            cause = getattr(error, "cause", error)  # an error from a worker brings its own along
+            if isinstance(cause, OSError) and not isinstance(cause, ConnectionError | TimeoutError):
+                with fsio.explained("write the checkpoint", temporary):
+                    raise cause from error
+            if (free := fsio.free_bytes(self.folder)) < _FULL:  # engines say it otherwise
+                raise StorageFailed(
+                    f"cannot write the checkpoint {temporary}: {free} bytes are free on its disk; "
+                    f"{fsio.MAKE_ROOM}, then resume the run"
+                ) from error
+            raise
 
     def _prune(self, committed: Path) -> None:
         for path in self._committed()[: -self.keep]:
@@ -110,6 +139,9 @@ class Checkpoints:
         while target.exists():
             target = target.with_name(f"{target.name}-again")
         fsio.rename_dir(path, target)
+
+    def _found(self, *prefixes: str) -> list[Path]:
+        return [path for path in fsio.entries(self.folder) if path.name.startswith(prefixes)]
 
     def _named(self, prefix: str, step: Path) -> Path:
         return self.folder / f"{prefix}{step.name}"

@@ -1,7 +1,6 @@
 """The run folder: whose it is, that only one driver writes in it, and where a run stands."""
 
 import fcntl
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import yaml
 
 from rlhf_ray.config.load import dump_recipe
 from rlhf_ray.config.schema import Recipe
-from rlhf_ray.durable.fsio import atomic_write
-from rlhf_ray.errors import BadData, RecipeError, StorageFailed
+from rlhf_ray.durable.fsio import atomic_write, entries, make_dir, open_private, read_bytes
+from rlhf_ray.errors import BadData, RecipeError
 
 RESOLVED = "config.resolved.yaml"
 OURS = {RESOLVED, ".lock"}
@@ -25,47 +24,45 @@ class RunFolder:
         """Raises RecipeError when the folder holds a run of another recipe, or a live one, and
         BadData when it holds something else or `data` (a hash of what was read) has changed."""
         self.path = path.absolute()
-        found = {one.name for one in self.path.iterdir()} if self.path.is_dir() else set()
+        found = {one.name for one in entries(self.path)} if self.path.is_dir() else set()
         if found and not OURS & found:
             raise BadData(
                 f"{self.path} is not empty and no run folder (it holds '{min(found)}'); choose "
                 "another with --run-dir"
             )
-        try:
-            for name in ("samples", "pairs", "rollouts", "logs", "judges"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
-        except OSError as error:
-            raise StorageFailed(
-                f"the run folder {self.path} cannot be written: {error.strerror}; choose another "
-                "with --run-dir"
-            ) from error
+        make_dir(self.path)
+        # Before all else: it tells the next attempt that this folder is a run's.
+        self._lock = open_private(self.path / ".lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RecipeError(
                 f"another driver is running in {self.path}; wait for it, end it, or use --run-dir"
             ) from error
+        for name in ("samples", "pairs", "rollouts", "logs", "judges"):
+            make_dir(self.path / name)
         self._claim(recipe, data)
 
     def _claim(self, recipe: Recipe, data: str) -> None:
         resolved, digest = self.path / RESOLVED, self.path / "data.sha256"
         text = dump_recipe(recipe)
-        if not any((self.path / "journal").glob("*.jsonl")):
+        if not self._begun():
             # Nothing has been sampled yet: a mended recipe may take the folder.
             atomic_write(digest, data.encode())
             atomic_write(resolved, text.encode())
             return
         for path in (resolved, digest):
             if not path.is_file():
-                raise BadData(f"{path} is missing beside a journal; restore it from a copy")
-        if digest.read_text("utf-8") != data:
+                raise BadData(f"{path} is missing in a run that has begun; restore it from a copy")
+        if read_bytes(digest) != data.encode():
             raise BadData(
-                f"data files have changed since {self.path} began; restore the "
-                "files, or start over with another --run-dir"
+                f"data files have changed since {self.path} began (or {digest} has, which holds "
+                "their hash); restore the files, or start over with another --run-dir"
             )
         try:
-            old = _flat(yaml.safe_load(resolved.read_text("utf-8")))
+            # By way of a recipe: a key that is new since then has the value it had without it.
+            there = Recipe.model_validate(yaml.safe_load(read_bytes(resolved).decode()))
+            old = _flat(yaml.safe_load(dump_recipe(there)))
         except (yaml.YAMLError, ValueError) as error:
             raise BadData(f"{resolved} is damaged ({error}); restore it from a copy") from error
         new = _flat(yaml.safe_load(text))
@@ -79,6 +76,11 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}); "
                 "give this one a folder of its own with --run-dir, or restore the recipe"
             )
+
+    def _begun(self) -> bool:
+        # Not the journal alone: a run that has lost it must not become another one.
+        traces = ("journal/*.jsonl", "checkpoints/*step-*", "rollouts/*.parquet")
+        return any(one for pattern in traces for one in self.path.glob(pattern))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

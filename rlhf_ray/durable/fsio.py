@@ -1,6 +1,7 @@
 """How do bytes reach the disk so that a power cut leaves the old or the new, never a mixture?
 
-The only module that opens files for writing run state. Every `OSError` becomes `StorageFailed`.
+The only module that changes what lies on disk as run state, and it does so through `disk` alone.
+Every `OSError` becomes `StorageFailed`.
 """
 
 import errno
@@ -10,23 +11,65 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from rlhf_ray.errors import StorageFailed
 
+MAKE_ROOM = "free some space on that disk, outside the run folder"
 _REMEDIES = {
-    errno.ENOSPC: "free some space there, then resume the run",
-    errno.EDQUOT: "raise the quota or delete files, then resume the run",
+    errno.ENOSPC: f"{MAKE_ROOM}, then resume the run",
+    errno.EDQUOT: "raise the quota or delete other files, then resume the run",
     errno.EACCES: "give this user the right to read and write there, or choose another run folder",
     errno.EPERM: "give this user the right to read and write there, or choose another run folder",
     errno.EROFS: "mount it writable, or choose another run folder",
     errno.EEXIST: "end the other attempt that writes this run, or move away what is in the way",
     errno.ENOENT: "do not move or delete the run folder while it is in use",
 }
-_CHUNK = 1 << 20  # bytes hashed at a time
+_PIECE = 1 << 20  # bytes read at a time
+
+
+class Disk:
+    """Every operation that changes what lies on disk, or opens it.
+
+    Tests put another in the place of `disk`: one that counts them, lets one fail, or knows what a
+    power failure after any of them may leave.
+    """
+
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+        return os.open(path, flags, mode)
+
+    def write(self, fd: int, data: bytes) -> int:
+        """Number of bytes taken; may be less than all."""
+        return os.write(fd, data)
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def mkdir(self, path: Path) -> None:
+        path.mkdir(exist_ok=True)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def rmdir(self, path: Path) -> None:
+        path.rmdir()
+
+    def free_bytes(self, path: Path) -> int:
+        return shutil.disk_usage(path).free
+
+
+disk = Disk()
 
 
 @contextmanager
-def _explained(act: str, path: Path) -> Iterator[None]:
+def explained(act: str, path: Path) -> Iterator[None]:
+    """Every `OSError` as `StorageFailed`: what could not be done, where, why, and what to do."""
     try:
         yield
     except OSError as error:
@@ -35,40 +78,72 @@ def _explained(act: str, path: Path) -> Iterator[None]:
         raise StorageFailed(f"cannot {act} {path}: {reason}; {remedy}") from error
 
 
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    fd = disk.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def make_dir(path: Path) -> None:
-    """Create a folder and those above it, durably; nothing happens where it exists."""
-    if path.is_dir():
+    """Create a folder and those above it; their names are on disk when this returns."""
+    if not path.is_dir():
+        make_dir(path.parent)
+        with explained("create the folder", path):
+            disk.mkdir(path)
+    elif entries(path) or not os.access(path.parent, os.R_OK):
+        # Nothing is put into a folder before its own name is on disk; and where names cannot be
+        # flushed, the folder is not from here.
         return
-    make_dir(path.parent)
-    with _explained("create the folder", path):
-        path.mkdir(exist_ok=True)
     fsync_dir(path.parent)
 
 
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name."""
+    with explained("list", folder):
+        return sorted(folder.iterdir())
+
+
+def below(folder: Path) -> list[Path]:
+    """Every file, link and folder below a folder."""
+    with explained("list", folder):
+        return [
+            Path(place, name)
+            for place, folders, files in os.walk(folder, onerror=_raised)
+            for name in [*folders, *files]
+        ]
+
+
 def read_bytes(path: Path) -> bytes:
-    with _explained("read", path):
-        return path.read_bytes()
+    return b"".join(_pieces(path))
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Hex digest of a file."""
     digest = hashlib.sha256()
-    with _explained("read", path), path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    for piece in _pieces(path):
+        digest.update(piece)
     return digest.hexdigest()
 
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Put `data` at `path`: after any crash a reader sees the file before or the file after."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with _explained("write", path):
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+    with explained(f"write {len(data)} bytes to", path):
+        with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+            _write(fd, data)
+            disk.fsync(fd)
+        disk.rename(temporary, path)
     fsync_dir(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file that is there; it is on disk when this returns."""
+    with explained("append a line to", path), _opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+        _write(fd, line)
+        disk.fsync(fd)
 
 
 class LineFile:
@@ -78,8 +153,8 @@ class LineFile:
         self.path = path
         self._in_doubt = False
         # Exclusive: a second attempt on the same run ends here instead of mixing its lines in.
-        with _explained("create", path):
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        with explained("create", path):
+            self._fd = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         fsync_dir(path.parent)
 
     def append(self, line: bytes) -> None:
@@ -89,34 +164,52 @@ class LineFile:
                 "line holds is unknown; end this run and resume it"
             )
         self._in_doubt = True
-        with _explained("append a line to", self.path):
-            while line:
-                line = line[os.write(self._fd, line) :]
-            os.fsync(self._fd)
+        with explained("append a line to", self.path):
+            _write(self._fd, line)
+            disk.fsync(self._fd)
         self._in_doubt = False
 
     def close(self) -> None:
         os.close(self._fd)
 
 
+def open_private(path: Path) -> int:
+    """Open a file that only its owner may read, made empty where there is none; a descriptor."""
+    with explained("write", path):
+        fd = disk.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    fsync_dir(path.parent)
+    return fd
+
+
 def truncate(path: Path, size: int) -> None:
     """Cut a file to its first `size` bytes, durably."""
-    with _explained(f"cut to {size} bytes", path), path.open("r+b") as file:
-        file.truncate(size)
-        os.fsync(file.fileno())
+    with explained(f"cut to {size} bytes", path), _opened(path, os.O_RDWR) as fd:
+        disk.truncate(fd, size)
+        disk.fsync(fd)
 
 
 def rename_dir(source: Path, target: Path) -> None:
     """Rename within one folder, durably; `target` must not exist or be empty."""
-    with _explained(f"rename {source.name} to", target):
-        source.rename(target)
+    with explained(f"rename {source.name} to", target):
+        disk.rename(source, target)
     fsync_dir(target.parent)
 
 
+def remove(path: Path) -> None:
+    """Delete a file; after a power failure it may be there again."""
+    with explained("delete", path):
+        disk.unlink(path)
+
+
 def remove_dir(path: Path) -> None:
-    """Delete a folder with all it holds."""
-    with _explained("delete", path):
-        shutil.rmtree(path)
+    """Delete a folder with all it holds; after a power failure any of it may be there again."""
+    with explained("delete", path):
+        for one in reversed(below(path)):  # what a folder holds comes after the folder
+            if one.is_dir() and not one.is_symlink():
+                disk.rmdir(one)
+            else:
+                disk.unlink(one)
+        disk.rmdir(path)
 
 
 def fsync_dir(path: Path) -> None:
@@ -126,14 +219,31 @@ def fsync_dir(path: Path) -> None:
 
 def fsync_tree(folder: Path) -> None:
     """Make every file and every name below a folder durable, whoever wrote them."""
-    for path in [*folder.rglob("*"), folder]:
+    for path in [*below(folder), folder]:
         _fsync(path)
 
 
+def free_bytes(path: Path) -> int:
+    """What is left on the disk of `path`."""
+    with explained("look at the free space of", path):
+        return disk.free_bytes(path)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with explained("read", path), _opened(path, os.O_RDONLY) as fd:
+        while piece := os.read(fd, _PIECE):
+            yield piece
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[disk.write(fd, data) :]
+
+
 def _fsync(path: Path) -> None:
-    with _explained("flush to disk", path):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    with explained("flush to disk", path), _opened(path, os.O_RDONLY) as fd:
+        disk.fsync(fd)
+
+
+def _raised(error: OSError) -> NoReturn:
+    raise error

@@ -1,13 +1,14 @@
 """What has this run done so far, in order, and is that story undamaged?
 
 Segments `000001.jsonl`, `000002.jsonl`, ... hold one record per line; each attempt writes its own.
-Every record carries the hash of the line before it, over segment borders.
+Every record carries the hash of the line before it, over segment borders, and one of itself.
 """
 
 import base64
 import hashlib
 import io
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from rlhf_ray.errors import BadData
 Body = dict[str, Any]
 
 _BEFORE_THE_FIRST = (-1, "0" * 16)
+_SUMMED = re.compile(rb'(.*),"sum":"([0-9a-f]{16})"}\n')
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +46,31 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` holds the segments; it is made where there is none."""
+        """`folder` holds the segments; it is made where there is none.
+
+        Raises BadData for damage; see also `audit` for what a journal cannot know of itself.
+        """
         fsio.make_dir(folder)
         self.folder = folder
         self._position = _BEFORE_THE_FIRST
+        self._hashes: list[str] = []  # of the lines, by `seq`
         self._bodies: dict[str, dict[str, Body]] = {}  # kind -> key -> last body
-        segments = _segments(folder)
-        for path in segments:
-            self._read(path, is_last=path == segments[-1])
-        self._path = folder / _name(len(segments) + 1)
+        self.segments = _segments(folder)
+        for path in self.segments:
+            self._read(path, is_last=path == self.segments[-1])
+        # What a killed attempt wrote last may be in memory only; from here on it is counted on.
+        fsio.fsync_tree(folder)
+        self._path = folder / _name(len(self.segments) + 1)
         self._segment: fsio.LineFile | None = None
 
     @property
     def position(self) -> tuple[int, str]:
         """`seq` and hash (16 hex digits) of the last line; (-1, zeros) while there is none."""
         return self._position
+
+    def holds(self, seq: int, sha: str) -> bool:
+        """Whether `position` has once been this."""
+        return (seq, sha) == _BEFORE_THE_FIRST or self._hashes[seq : seq + 1] == [sha]
 
     def append(self, kind: str, key: str, body: Body) -> None:
         """Write one record; it is on disk when this returns.
@@ -73,7 +85,9 @@ class Journal:
             self._segment = fsio.LineFile(self._path)
         self._segment.append(line)
         # Keep what a restart would read, not what was passed: tuples come back as lists.
-        self._take(Record(**json.loads(line)), line)
+        read = _parsed(line)
+        assert read is not None, line
+        self._take(read, line)
 
     def find(self, kind: str, key: str) -> Body | None:
         """The body of the last record with this kind and key."""
@@ -95,22 +109,28 @@ class Journal:
         for number, line in enumerate(lines, start=1):
             record = _parsed(line)
             if record is not None:
-                self._follow(record, line, f"{path}:{number}")
-            elif is_last and number == len(lines) and _is_torn(line):
+                self._follow(record, line, path, number)
+            elif is_last and number == len(lines) and is_torn(line):
                 fsio.atomic_write(path.with_name(f"torn-{path.stem}.txt"), line)
                 fsio.truncate(path, sum(map(len, lines[:-1])))
             else:
                 _damaged(f"{path}:{number}", "not a whole record")
 
-    def _follow(self, record: Record, line: bytes, where: str) -> None:
-        # Never cut as torn: the damage may be in the line before, which only this one vouches for.
+    def _follow(self, record: Record, line: bytes, path: Path, number: int) -> None:
         seq, prev = self._position
         if (record.seq, record.prev) != (seq + 1, prev):
-            _damaged(where, f"does not follow record {seq}, so one of the two lines was changed")
+            last = path.with_name(_name(int(path.stem) - 1))
+            before = f"line {number - 1}" if number > 1 else last
+            _damaged(
+                f"{path}:{number}",
+                f"record {record.seq} does not follow {before}, which ends with record {seq}; one "
+                "of the two was changed, or lines between them were lost",
+            )
         self._take(record, line)
 
     def _take(self, record: Record, line: bytes) -> None:
-        self._position = record.seq, hashlib.sha256(line).hexdigest()[:16]
+        self._hashes.append(_hash(line))
+        self._position = record.seq, self._hashes[-1]
         self._bodies.setdefault(record.kind, {})[record.key] = record.body
 
 
@@ -136,10 +156,13 @@ def _name(number: int) -> str:
 
 
 def _segments(folder: Path) -> list[Path]:
-    found = {path.name for path in folder.glob("*.jsonl")}
+    found = {path.name for path in fsio.entries(folder) if path.suffix == ".jsonl"}
     expected = [_name(number) for number in range(1, len(found) + 1)]
     if odd := found.symmetric_difference(expected):
-        _damaged(str(folder / min(odd)), f"{len(found)} segments must be 1 to {len(found)}")
+        strangers = [name for name in odd if not re.fullmatch(r"\d{6}\.jsonl", name)]
+        _damaged(
+            str(folder / min(strangers or odd)), f"{len(found)} segments must be 1 to {len(found)}"
+        )
     return [folder / name for name in expected]
 
 
@@ -150,26 +173,42 @@ def _line(record: Record) -> bytes:
         raise BadData(
             f"record '{record.kind}' of '{record.key}' cannot be written as JSON: {error}"
         ) from error
-    return text.encode("ascii") + b"\n"
+    whole = text.encode("ascii")
+    return whole[:-1] + b',"sum":"%b"}\n' % _hash(whole).encode()
 
 
 def _parsed(line: bytes) -> Record | None:
     if not line.endswith(b"\n"):
         return None
+    if summed := _SUMMED.fullmatch(line):  # lines of earlier versions have no sum
+        line = summed[1] + b"}"
+        if _hash(line) != summed[2].decode():
+            return None
     try:
         return Record(**json.loads(line.decode("ascii")))
     except (ValueError, TypeError):  # TypeError: JSON, but not with the fields of a record
         return None
 
 
-def _is_torn(line: bytes) -> bool:
-    """Whether one interrupted append can have left this: two records run together cannot be."""
-    text = line.decode("ascii", errors="replace")
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def is_torn(line: bytes) -> bool:
+    """Whether one interrupted append can have left this: its beginning, and zeros for the rest.
+
+    A disk may also have written the end of a line first; before it there are zeros then.
+    """
+    if line.endswith(b"\n"):
+        return line.startswith(b"\0") or b"\0\0" in line  # one zero may be a flipped bit
+    text = line.rstrip(b"\0")
+    if b"\0\0" in text or text.startswith(b"\0"):
+        return True
     try:
-        _, end = json.JSONDecoder().raw_decode(text)
+        _, end = json.JSONDecoder().raw_decode(text.decode("ascii", errors="replace"))
     except ValueError:
         return True
-    return "{" not in text[end:]
+    return end == len(text)
 
 
 def _damaged(where: str, why: str) -> NoReturn:

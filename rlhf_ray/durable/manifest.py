@@ -9,6 +9,12 @@ from rlhf_ray.durable import fsio
 from rlhf_ray.errors import BadData
 
 NAME = "MANIFEST.json"
+FORMAT = 1
+"""What a manifest has that does not say; a version that writes another one says so."""
+
+
+class NewerFormat(BadData):
+    """Undamaged, but written by a version that comes after this one."""
 
 
 def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
@@ -17,10 +23,11 @@ def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
     Raises:
         BadData: the folder holds a link, or `extra` a number JSON does not have (NaN, infinity).
     """
-    files = [
-        {"path": name, "size": path.stat().st_size, "sha256": fsio.sha256_of(path)}
-        for name, path in _files(folder).items()
-    ]
+    with fsio.explained("read", folder):
+        files = [
+            {"path": name, "size": path.stat().st_size, "sha256": fsio.sha256_of(path)}
+            for name, path in _files(folder).items()
+        ]
     try:
         data = _sealed({"extra": extra, "files": files})
     except ValueError as error:
@@ -33,12 +40,14 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         BadData: the folder is not what was written; the message names the first bad file.
+        NewerFormat: it may be, but only a later version can tell.
     """
-    manifest = _opened(folder / NAME)
-    unlisted = _files(folder)
-    for entry in manifest["files"]:
-        _check(folder, entry)
-        unlisted.pop(entry["path"], None)
+    with fsio.explained("read", folder):
+        manifest = _opened(folder / NAME)
+        unlisted = _files(folder)
+        for entry in manifest["files"]:
+            _check(folder, entry)
+            unlisted.pop(entry["path"], None)
     if unlisted:
         raise BadData(f"{folder / min(unlisted)}: not in {NAME}; someone else wrote it")
     extra: dict[str, Any] = manifest["extra"]
@@ -48,7 +57,7 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
 def _files(folder: Path) -> dict[str, Path]:
     """Relative name -> path of every file but the manifest itself, sorted by name."""
     found = {}
-    for path in folder.rglob("*"):
+    for path in fsio.below(folder):
         if path.is_symlink():
             raise BadData(f"{path}: a link; the folder must hold the bytes themselves")
         if not path.is_dir():
@@ -87,9 +96,14 @@ def _opened(path: Path) -> dict[str, Any]:
         manifest = json.loads(data.decode())
         body = {key: value for key, value in manifest.items() if key != "self"}
         # Sealing again compares every byte, spaces included.
-        intact = _sealed(body) == data and {"extra", "files"} <= body.keys()
+        intact = _sealed(body) == data
     except (ValueError, AttributeError) as error:
         raise BadData(f"{path}: not the JSON of a manifest ({error})") from error
-    if not intact:
+    if intact and body.get("format", FORMAT) != FORMAT:
+        raise NewerFormat(
+            f"{path}: has format {body['format']}, this version of rlhf_ray reads {FORMAT}; go on "
+            "with the version that wrote it"
+        )
+    if not intact or not {"extra", "files"} <= body.keys():
         raise BadData(f"{path}: does not match its own SHA-256")
     return body

@@ -4,6 +4,7 @@ Order of a wave: files, then the journal line that names them, then the checkpoi
 wave's update permanent. A crash between any two leaves a run that resumes.
 """
 
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from rlhf_ray.config.schema import Checkpoints as Settings
 from rlhf_ray.config.schema import Loop
+from rlhf_ray.durable.audit import check_metrics, check_shards
 from rlhf_ray.durable.checkpoint import Checkpoints
-from rlhf_ray.durable.fsio import atomic_write
-from rlhf_ray.durable.journal import Journal
+from rlhf_ray.durable.fsio import append_line, atomic_write, entries, read_bytes, remove
+from rlhf_ray.durable.journal import Journal, is_torn
 from rlhf_ray.durable.recorded import choice_body
 from rlhf_ray.durable.samples import SAMPLE_TYPES, pair_rows, sample_rows, write_rows
 from rlhf_ray.errors import BadData
@@ -30,7 +32,10 @@ from rlhf_ray.metrics import (
 
 
 class RunRecord:
-    """Keeps every wave of one run; `show` is told each row as it is written."""
+    """Keeps every wave of one run; `show` is told each row as it is written.
+
+    Raises BadData where files of the first `done` waves are not what was written.
+    """
 
     def __init__(
         self,
@@ -49,20 +54,24 @@ class RunRecord:
         self.save, self.show, self.clock = save, show, clock
         self.every, self.last = settings.every_waves, loop.rounds * loop.waves - 1
         self.path = folder / "metrics.jsonl"
-        self.rows = _committed(self.path, done, loop.waves)
+        rows = _read(self.path, loop.waves)
+        check_metrics(journal, self.path, rows)
+        check_shards(journal, folder, done)
+        self.rows = [row for row in rows if _wave_of(row, loop.waves) < done]
         atomic_write(self.path, "".join(map(_line, self.rows)).encode())
+        self._drop_rollouts()  # an attempt that was killed may not have come to it
         self.began = time.perf_counter()
 
     def commit(self, report: WaveReport) -> None:
         """Keep a finished wave; nothing of it is lost afterwards once its checkpoint stands."""
         step, gold = report.step, gold_scores(report.rollouts)
-        samples = self.folder / "samples" / f"{step}.parquet"
-        write_rows(samples, sample_rows(report, gold), SAMPLE_TYPES)
+        name, rows = f"{step}.parquet", sample_rows(report, gold)
+        samples = write_rows(self.folder / "samples" / name, rows, SAMPLE_TYPES)
+        pairs = None
         if report.pairs:
-            write_rows(
-                self.folder / "pairs" / f"{step}.parquet", pair_rows(str(step), report.pairs)
-            )
-        body = {"index": step.index} | choice_body(report.choices, report.signals)
+            pairs = write_rows(self.folder / "pairs" / name, pair_rows(str(step), report.pairs))
+        body = {"index": step.index, "samples": samples, "pairs": pairs}
+        body |= choice_body(report.choices, report.signals)
         self.journal.append("learn", str(step), body)
         row = wave_row(report)
         self.journal.append("wave", str(step), row)
@@ -89,8 +98,7 @@ class RunRecord:
     def add(self, row: Row, report: WaveReport | None = None) -> None:
         """One more row of metrics. They are derived: what must survive is in the journal."""
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
+        append_line(self.path, _line(row).encode())
         self.show(row, report)
 
     def judges(self) -> list[str]:
@@ -99,7 +107,11 @@ class RunRecord:
 
     def _checkpoint(self, report: WaveReport) -> None:
         index = report.step.index
-        extra = {"done": index + 1, "policy_version": report.update.policy_version}
+        extra = {
+            "done": index + 1,
+            "policy_version": report.update.policy_version,
+            "journal": self.journal.position,
+        }
         path = self.checkpoints.commit(index, self.save, extra)
         self.journal.append("checkpoint", str(report.step), {"name": path.name})
         self._drop_rollouts()
@@ -109,23 +121,27 @@ class RunRecord:
 
         So are their critiques.
         """
-        steps = [key for key, _ in self.journal.all("learn")]
-        for key in steps[: self.checkpoints.oldest() + 1]:
-            for name in (f"{key}.parquet", f"{key}-critiques.json"):
-                (self.folder / "rollouts" / name).unlink(missing_ok=True)
+        steps = [key for key, _ in self.journal.all("learn")][: self.checkpoints.oldest() + 1]
+        names = {f"{key}{end}" for key in steps for end in (".parquet", "-critiques.json")}
+        for path in entries(self.folder / "rollouts") if names else ():
+            if path.name in names:
+                remove(path)
 
 
-def _committed(path: Path, done: int, waves: int) -> list[Row]:
-    """Rows of an earlier attempt, without those of waves that will run again."""
+def _read(path: Path, waves: int) -> list[Row]:
+    """Rows of earlier attempts."""
     if not path.is_file():
         return []
-    # A killed driver may leave half a line at the end; whatever it said is in the journal too.
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = io.BytesIO(read_bytes(path)).readlines()
+    if lines and is_torn(lines[-1]):
+        del lines[-1]  # no checkpoint is built on it; whatever it said is said again
     try:
-        rows: list[Row] = [json.loads(line) for line in lines]
-    except ValueError as error:
+        rows = [json.loads(line.decode()) for line in lines]
+        for row in rows:
+            _wave_of(row, waves)
+    except (ValueError, TypeError, LookupError) as error:  # the last two: JSON, but no row
         raise BadData(f"{path} is damaged ({error}); restore it from a copy") from error
-    return [row for row in rows if _wave_of(row, waves) < done]
+    return rows
 
 
 def _wave_of(row: Row, waves: int) -> int:

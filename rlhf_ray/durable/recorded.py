@@ -4,6 +4,7 @@ The driver does not know. After a crash the steps since the last checkpoint run 
 rollouts and scores come from here, only the updates (whose weights died) are computed once more.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_ray.durable.audit import check_journal
 from rlhf_ray.durable.checkpoint import Checkpoints
-from rlhf_ray.durable.fsio import atomic_write, sha256_of
+from rlhf_ray.durable.fsio import atomic_write, read_bytes, sha256_of
 from rlhf_ray.durable.journal import Journal, decode_array, encode_array
 from rlhf_ray.durable.samples import read_rollouts, write_rollouts
 from rlhf_ray.errors import BadData
@@ -56,8 +58,7 @@ class RecordedPolicy:
                 )
             return read_rollouts(path)
         rollouts = self._generate(f"wave-{step.index}", prompts, samples=self.samples)
-        write_rollouts(path, rollouts)
-        self.journal.append("rollouts", str(step), {"sha256": sha256_of(path)})
+        self.journal.append("rollouts", str(step), {"sha256": write_rollouts(path, rollouts)})
         return rollouts
 
 
@@ -74,7 +75,7 @@ class RecordedCritic:
         if known and np.array_equal(decode_array(known["asked"]), choices.asked):
             if not path.is_file() or sha256_of(path) != known["sha256"]:
                 raise BadData(f"{path} is missing or changed since; restore it from a copy")
-            return Critiques(**json.loads(path.read_bytes()), seconds=0.0)
+            return Critiques(**json.loads(read_bytes(path)), seconds=0.0)
         critiques = self._write(step, choices, rollouts)
         if not critiques.outcomes:  # nobody reads any: nothing to remember
             return critiques
@@ -204,6 +205,7 @@ def resume_point(checkpoints: Checkpoints, journal: Journal) -> tuple[int, int, 
     found = checkpoints.newest()
     if found is not None:
         path, extra = found
+        check_journal(journal, path, extra)
         return extra["done"], extra["policy_version"], path
     if known := journal.all("checkpoint"):
         raise BadData(
@@ -216,14 +218,26 @@ def resume_point(checkpoints: Checkpoints, journal: Journal) -> tuple[int, int, 
 def recorded_contexts(
     path: Path, make: Callable[[NDArray[np.float32] | None], Contexts]
 ) -> Contexts:
-    """Contexts, computed once per run and kept as a plain array."""
+    """Contexts, computed once per run and kept as a plain array.
+
+    Raises BadData when the array is not what was kept.
+    """
+    seal = path.with_name(f"{path.name}.sha256")  # runs of earlier versions have none
     if path.is_file():
-        return make(np.load(path, allow_pickle=False))
+        data = read_bytes(path)
+        if seal.is_file() and read_bytes(seal) != _digest(data):
+            raise BadData(f"{path} has changed since it was computed; restore it from a copy")
+        return make(np.load(io.BytesIO(data), allow_pickle=False))
     contexts = make(None)
     buffer = io.BytesIO()
     np.save(buffer, contexts.vectors, allow_pickle=False)
+    atomic_write(seal, _digest(buffer.getvalue()))
     atomic_write(path, buffer.getvalue())
     return contexts
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
 
 
 def _costs(rows: dict[str, Any]) -> dict[str, Judgement]:

@@ -1,5 +1,6 @@
 """Rollouts, samples and pairs as Parquet: read back by a resumed run, by `datasets` and by TRL."""
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_ray.durable.fsio import atomic_write
+from rlhf_ray.durable.fsio import atomic_write, read_bytes
 from rlhf_ray.messages import Floats, Pair, Prompt, Response, Rollout, WaveReport
 
 SAMPLE_TYPES = {"answer": "string", "score": "float64", "gold": "float64", "critique": "string"}
@@ -17,8 +18,11 @@ SAMPLE_TYPES = {"answer": "string", "score": "float64", "gold": "float64", "crit
 
 def write_rows(
     path: Path, rows: Sequence[dict[str, Any]], types: Mapping[str, str] | None = None
-) -> None:
-    """One Parquet file, whole or not at all; `types` of columns that values may not tell."""
+) -> str:
+    """One Parquet file, whole or not at all; `types` of columns that values may not tell.
+
+    Returns the SHA-256 of what was written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -27,10 +31,11 @@ def write_rows(
         table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
     pq.write_table(table, buffer)
     atomic_write(path, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
-    """Everything a resumed wave needs instead of sampling again."""
+def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> str:
+    """Everything a resumed wave needs instead of sampling again. Returns the SHA-256."""
     rows = [
         {
             "prompt": asdict(rollout.prompt),
@@ -49,11 +54,12 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
         }
         for rollout in rollouts
     ]
-    write_rows(path, rows)
+    return write_rows(path, rows)
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
     """Undo `write_rollouts`, bit for bit."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     return [
@@ -72,7 +78,7 @@ def read_rollouts(path: Path) -> list[Rollout]:
             row["policy_version"],
             row["reference"],
         )
-        for row in pq.read_table(path).to_pylist()
+        for row in pq.read_table(pa.BufferReader(read_bytes(path))).to_pylist()
     ]
 
 

@@ -31,6 +31,7 @@ from rlhf_ray.critiques.writer import CritiqueWriter
 from rlhf_ray.data.batches import Tokens
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.task import FileTask
+from rlhf_ray.errors import BadData
 from rlhf_ray.keys import seed_of
 from rlhf_ray.messages import Critiques, Prompt
 from rlhf_ray.remote.client import Client
@@ -271,6 +272,11 @@ class Models:
         if longest is None:
             template = template_of(settings.template, score=settings.score)
             longest = 2 * self._room() + len(chat.prompt_ids(template.ask("", "")))
+        elif longest + settings.max_tokens > chat.max_tokens:
+            raise BadData(
+                f"critic.max_question_tokens {longest} and critic.max_tokens {settings.max_tokens} "
+                f"are more than the {chat.max_tokens} tokens of '{path}'; lower one of them"
+            )
         return min(chat.max_tokens, longest + settings.max_tokens)
 
     def _room(self) -> int:

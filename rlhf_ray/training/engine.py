@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from rlhf_ray.config.section import Optimizer
 from rlhf_ray.errors import BadData, RecipeError
+from rlhf_ray.training.loading import cast
 from rlhf_ray.weights.source import ZeroSource
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OURS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 
 
@@ -135,7 +137,7 @@ class ZeroEngine:
         config = deepspeed_config(
             settings, zero_stage=zero_stage, precision=precision, overrides=overrides
         )
-        module = module.to(dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+        cast(module, DTYPES[precision])
         own = None
         if "optimizer" not in config:
             own = torch.optim.AdamW(
@@ -216,8 +218,8 @@ def gathered(parameters: list[nn.Parameter], zero_stage: int, modifier: int | No
 
 def frozen(module: nn.Module, *, zero_stage: int, precision: str) -> Any:
     """A module that is only read: sharded like the trained one under ZeRO-3, whole elsewhere."""
-    module = module.to(dtype=torch.bfloat16 if precision == "bf16" else torch.float32).eval()
-    module.requires_grad_(False)
+    cast(module, DTYPES[precision])
+    module.eval().requires_grad_(False)
     if zero_stage < 3:
         return module.to(device())
     import deepspeed

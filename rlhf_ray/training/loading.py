@@ -36,10 +36,25 @@ def loaded(kind: Any, path: str, **options: Any) -> Any:
 def lowered(model: Any, precision: Precision) -> Any:
     """A model that is only read.
 
-    In bf16 its scoring head stays fp32: a score of 4 would be known to 0.03 only, and ties follow.
+    In bf16 a reward head stays fp32: a score of 4 would be known to 0.03 only, and ties follow.
+    Raises BadData for a reward model whose head is not the one of decoders.
     """
-    if precision == "bf16":
-        model = model.to(torch.bfloat16)
-        if hasattr(model, "score"):
-            model.score.float()
+    if precision == "fp32":
+        return model
+    head = getattr(model, "score", None)
+    if head is None and model.config.num_labels == 1:
+        raise BadData(
+            f"the head of a {model.config.model_type} reward model cannot be kept in fp32, and in "
+            "bf16 near scores would tie; set judge_fleet.precision: fp32"
+        )
+    cast(model, torch.bfloat16)
+    if head is not None:
+        cast(head, torch.float32)
     return model
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters in another precision. Buffers stay: in bf16 the angles of rotary positions would
+    be wrong from some hundred tokens on."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)

@@ -18,6 +18,11 @@ def test_groups_follow_length_within_the_budget() -> None:
     assert length_buckets([9, 3, 4, 2, 4], budget=8) == [[3], [1], [2, 4], [0]]
 
 
+def test_nothing_to_pad_is_no_error() -> None:
+    assert length_buckets([], 8) == []
+    assert length_buckets([0, 3], 8) == [[0], [1]]
+
+
 def test_a_pass_is_worth_a_thirty_second_of_the_budget() -> None:
     # Together 4 x 10 tokens, apart 3 x 2 + 10: 24 saved are worth a pass of 640 / 32 = 20,
     # and not one of 960 / 32 = 30.

@@ -11,7 +11,7 @@ import pytest
 from misbehaving import Exchange, Service, Trick, client_of, hangs, says
 
 from rlhf_ray.critiques.cache import CritiqueCache
-from rlhf_ray.critiques.endpoint import EndpointCritic
+from rlhf_ray.critiques.endpoint import IN_TURN, EndpointCritic
 from rlhf_ray.critiques.template import template_of
 from rlhf_ray.critiques.wave import WaveCritic
 from rlhf_ray.critiques.writer import PIECE, Ask, Asks, Complete, Completion, CritiqueWriter
@@ -58,12 +58,19 @@ def outcomes(found: Sequence[Completion]) -> Counter[str]:
 def test_a_call_ends_by_its_deadline_however_slow_the_service_is(tricks: tuple[Trick]) -> None:
     with critic(*tricks) as slow:
         began = time.monotonic()
-        found = slow.complete(asks(100))
+        found = slow.complete(asks(2 * IN_TURN))
         assert time.monotonic() - began < DEADLINE_S + 1
     counts = outcomes(found)
     assert set(counts) <= {"ok", "late"}
-    assert counts["late"] >= 85, "one after the other these would take ten seconds"
+    assert counts["late"] >= 15, "all of them would take more than three seconds"
     assert (counts["ok"] > 0) == (tricks != (hangs,))
+
+
+def test_a_call_with_more_questions_has_several_deadlines() -> None:
+    # 96 questions two at a time take 48 x 0.05 s, which is more than one deadline and less than 3.
+    with critic(slowly(0.05), deadline_s=2) as slow:
+        found = slow.complete(asks(6 * IN_TURN))
+    assert outcomes(found) == {"ok": 6 * IN_TURN}
 
 
 def test_after_the_deadline_nobody_is_asked() -> None:

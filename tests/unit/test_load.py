@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.config.load import dump_recipe, load_recipe, recipe_hash
+from rlhf_ray.config.load import dump_recipe, load_recipe
 from rlhf_ray.config.schema import LinUCB, Recipe
 from rlhf_ray.errors import RecipeError
 
@@ -242,7 +242,6 @@ def test_a_dumped_recipe_loads_as_itself(
     again = load_recipe(path, environ={})
     assert again == recipe
     assert list(again.judges) == judges
-    assert recipe_hash(again) == recipe_hash(recipe)
 
 
 def test_other_readers_of_yaml_read_a_dumped_recipe_alike(path: Path) -> None:
@@ -250,10 +249,7 @@ def test_other_readers_of_yaml_read_a_dumped_recipe_alike(path: Path) -> None:
     assert yaml.safe_load(dump_recipe(recipe)) == recipe.model_dump(mode="json")
 
 
-def test_the_hash_follows_values_and_the_order_of_judges(path: Path) -> None:
+def test_a_dump_keeps_the_order_of_judges(path: Path) -> None:
     recipe = load_recipe(path, environ={})
     turned = recipe.model_copy(update={"judges": dict(reversed(recipe.judges.items()))})
-    assert len(recipe_hash(recipe)) == 64
-    assert recipe_hash(recipe) == recipe_hash(load_recipe(path, ["seed=0"], {}))
-    assert len({recipe_hash(one) for one in (recipe, turned)}) == 2
-    assert recipe_hash(recipe) != recipe_hash(load_recipe(path, ["seed=1"], {}))
+    assert dump_recipe(recipe) != dump_recipe(turned)

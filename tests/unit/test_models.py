@@ -12,6 +12,7 @@ from recipes import without_policy
 from rlhf_ray.config.resources import needs_alone
 from rlhf_ray.config.schema import Recipe, Scratch
 from rlhf_ray.console import View
+from rlhf_ray.errors import BadData
 from rlhf_ray.launch.models import Models
 from rlhf_ray.launch.start import build_task
 from rlhf_ray.messages import Floats
@@ -118,9 +119,10 @@ def test_a_critic_has_room_for_the_longest_question_and_its_answer(
         )  # fmt: skip
         return models_of(recipe, tmp_path)._critic_room(model)
 
-    # Its model holds 32 tokens, which is less than twice 3 + 2, the template's words and 5.
-    assert (room(max_question_tokens=11), room(max_question_tokens=99)) == (16, 32)
-    assert room() <= 32
+    # Twice 3 + 2, two of the template's own, and 5 for the answer; its model holds 32.
+    assert (room(max_question_tokens=11), room()) == (16, 17)
+    with pytest.raises(BadData, match=r"max_question_tokens 99 .* more than the 32 tokens of"):
+        room(max_question_tokens=99)
 
 
 def test_a_policy_that_is_not_there_is_never_made_of_defaults(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from tiny_judges import chat_of, make_judges
+from transformers import BertConfig, BertForSequenceClassification
 
 from rlhf_ray.config.judges import BradleyTerryJudge, GenerativeJudge
 from rlhf_ray.config.section import Precision
+from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Preference
 from rlhf_ray.rewards.bradley_terry import PlainScores
 from rlhf_ray.rewards.build import build_judge
+from rlhf_ray.training.loading import lowered
 
 TEXTS = ["ab=ba", "ab=ab", "rev cde=edc", "srt hgf=fgh"]
 PAIRS = [Preference(str(n), "ab=", text, text[::-1], "s") for n, text in enumerate(TEXTS)]
@@ -50,6 +53,25 @@ def test_the_precision_of_the_fleet_reaches_the_judge(judges: dict[str, str], ki
     wanted, found = fine.margins(PAIRS), coarse.margins(PAIRS)
     assert not np.array_equal(found, wanted)
     np.testing.assert_allclose(found, wanted, atol=0.2 * np.abs(wanted).max())
+
+
+def test_positions_are_as_exact_in_bf16(judges: dict[str, str]) -> None:
+    fine, coarse = (reader(judges["scalar"], one).module for one in ("fp32", "bf16"))
+    kept = dict(coarse.named_buffers())
+    assert kept, "a model without buffers tests nothing"
+    for name, buffer in fine.named_buffers():
+        assert torch.equal(buffer, kept[name]), name
+    assert {one.dtype for one in coarse.model.base_model.parameters()} == {torch.bfloat16}
+
+
+def test_a_head_that_cannot_stay_fp32_is_refused_in_bf16(tmp_path: Path) -> None:
+    model = BertForSequenceClassification(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                   vocab_size=8, num_labels=1)
+    )  # fmt: skip
+    assert lowered(model, "fp32") is model
+    with pytest.raises(BadData, match=r"bert reward model .* set judge_fleet\.precision: fp32"):
+        lowered(model, "bf16")
 
 
 def test_a_refreshed_judge_keeps_its_precision(judges: dict[str, str], tmp_path: Path) -> None:

@@ -56,14 +56,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refresher(
-    model: Path, run: Path, *tastes: str, task: Letters | None = None
+    model: Path, run: Path, *tastes: str, task: Letters | None = None, begin: str = "current"
 ) -> tuple[Refresher, Pool]:
     """Of judge `a` with the first taste, which learns the others, one per round."""
     shutil.copytree(model, run / "judges/a")
     (run / "judges/a/taste").write_text(tastes[0])
     recipe = recipe_with(
         judges={"a": GOLD_JUDGE, "b": {"kind": "rules"}},
-        refresh={"steps": 2, "prompts": 4, "responses": 3},
+        refresh={"steps": 2, "prompts": 4, "responses": 3, "begin": begin},
     )
     gang: Any = Gang(*tastes[1:])
     some: Any = task or Letters()
@@ -116,6 +116,30 @@ def test_a_judge_is_trained_on_from_the_version_in_use(model: Path, tmp_path: Pa
     assert after.held_out == (1.0, 1.0), "examined beside the version in use, not the first"
     assert pool.loaded[-1] == "refreshed/a-r003"
     assert ours.refresh(0) == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "trained_from"), [("current", "refreshed/a-r001"), ("first", "judges/a")]
+)
+def test_a_judge_may_be_trained_on_from_the_version_the_run_began_with(
+    model: Path, tmp_path: Path, begin: str, trained_from: str
+) -> None:
+    ours, _ = refresher(model, tmp_path, "abdc", "abcd", "abcd", begin=begin)
+    ours.refresh(1)
+    (found,) = ours.refresh(2)
+    card = read_card(tmp_path / found.path)
+    assert card is not None
+    assert (found.parent, card["parent"]) == ("refreshed/a-r001", trained_from)
+
+
+def test_what_an_attempt_left_that_died_before_its_report_is_made_again(
+    model: Path, tmp_path: Path
+) -> None:
+    ours, pool = refresher(model, tmp_path, "abdc", "badc", "abcd")
+    (lost,) = ours.refresh(1)
+    (found,) = ours.refresh(1)
+    assert (lost.promoted, found.promoted) == (False, True)
+    assert pool.taste == (tmp_path / "refreshed/a-r001/taste").read_text() == "abcd"
 
 
 def test_pairs_that_are_too_long_are_counted_and_not_asked(model: Path, tmp_path: Path) -> None:
