@@ -17,7 +17,7 @@ FLOORS = (
     "messages errors keys charts losses",
     "config.section config.judges config.schema config.load rewards.rules preferences.pairs "
     "preferences.strength weights data preferences config.folders config.resources bandit gold "
-    "rollouts metrics evaluation durable remote critiques config.checks "
+    "rollouts metrics evaluation durable remote critiques scheduling config.checks "
     "report_judges report report_strength results doctor",
     "training rewards driver bootstrap judge_refresh refresh console judge_tables",
     "actors",
