@@ -1,7 +1,9 @@
 """Before anything is loaded: the task is read, the cluster is joined, what cannot be is refused."""
 
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from rlhf_ray.config.resources import Crew, check_against_cluster, plan, refresh
 from rlhf_ray.config.schema import FileData, GoldData, Recipe
 from rlhf_ray.console import View
 from rlhf_ray.data.task import FileTask
-from rlhf_ray.errors import BadData, RecipeError
+from rlhf_ray.errors import BadData, ClusterUnavailable, RecipeError
 from rlhf_ray.evaluation import HeldOut
 from rlhf_ray.gold.task import GoldTask
 from rlhf_ray.messages import Step
+
+LOOK_S = 2.0
+"""Between two looks at how large the cluster has become."""
 
 
 @contextmanager
@@ -33,8 +38,37 @@ def on_cluster(recipe: Recipe, view: View, crew: Crew | None = None) -> Iterator
         # Ray has just put its own handler here, which would lose the exit code and the advice.
         signal.signal(signal.SIGTERM, stop)
         view.say(f"Ray: {address}")
-        check_against_cluster(wanted, *totals())
+        # Our own cluster is as large as it will ever be; the nodes of another may still be coming.
+        wait_s = recipe.timeouts.cluster_s if os.environ.get("RAY_ADDRESS") else 0.0
+        await_room(wanted, totals, wait_s, view.say)
         yield
+
+
+def await_room(
+    wanted: Crew,
+    totals: Callable[[], tuple[float, float]],
+    wait_s: float,
+    say: Callable[[str], None],
+) -> None:
+    """Wait until the cluster is large enough for what is to be started on it.
+
+    Raises RecipeError where nothing can join, ClusterUnavailable where nothing did in time.
+    """
+    ends, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            check_against_cluster(wanted, *totals())
+        except RecipeError as error:
+            if not wait_s:
+                raise
+            if time.monotonic() > ends:
+                raise ClusterUnavailable(f"{error} (nodes were awaited {wait_s:g} s)") from error
+            if not told:
+                say(f"waiting up to {wait_s:g} s for nodes: {error}")
+            told = True
+        else:
+            return
+        time.sleep(min(LOOK_S, wait_s))
 
 
 def stop(signum: int, frame: Any) -> None:
