@@ -16,7 +16,7 @@ from typing import Any
 import rlhf_ray
 from rlhf_ray import __version__
 from rlhf_ray.config.schema import Recipe
-from rlhf_ray.durable.fsio import sha256_of
+from rlhf_ray.durable.fsio import fsync_tree, make_dir, rename_dir, sha256_of
 from rlhf_ray.durable.manifest import NAME as MANIFEST
 from rlhf_ray.durable.manifest import verify_manifest, write_manifest
 from rlhf_ray.errors import BadData
@@ -56,7 +56,7 @@ class Store:
         staging = target.with_name(f".tmp-{target.name}")
         for old in (target, staging):
             shutil.rmtree(old, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_dir(target.parent)
         if share and _valid(cached):
             shutil.copytree(cached, staging)
             self.progress(f"{name} (cached)", 1, 1, float("nan"))
@@ -65,7 +65,8 @@ class Store:
             write_manifest(staging, {"key": key})
             if share:
                 _keep(staging, cached)
-        os.rename(staging, target)
+        fsync_tree(staging)
+        rename_dir(staging, target)
         return target
 
 

@@ -15,6 +15,7 @@ from rlhf_ray.console import View
 from rlhf_ray.driver import Driver, steps
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.folder import RunFolder
+from rlhf_ray.durable.fsio import fsync_tree
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.record import RunRecord
 from rlhf_ray.durable.recorded import (
@@ -56,6 +57,7 @@ def run(recipe: Recipe, run_dir: Path) -> None:
             models.start_policy,
             trust_remote_code=recipe.policy.trust_remote_code,
         )
+        fsync_tree(folder.path / "final")  # before the summary says that the run is finished
         view.end(folder.path, leave_results(recipe, folder.path, rows, time.perf_counter() - began))
 
 
