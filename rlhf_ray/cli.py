@@ -173,6 +173,24 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def verify(run: Run) -> None:
+    """Read all of a run that has a hash, and say what is not as it was written. Changes nothing.
+
+    Exit code 65 where something is damaged. Not for a run that is going on.
+
+    Example: rlhf-ray verify runs/demo
+    """
+    from rlhf_ray.durable.verify import verify as look
+
+    damaged = False
+    for one in look(run):
+        print(f"{'ok ' if one.ok else 'BAD'} {one.name}: {one.says}")
+        damaged = damaged or not one.ok
+    if damaged:
+        raise typer.Exit(BadData.exit_code)
+
+
+@app.command()
 def status(run: Run) -> None:
     """Say what a run did last, whether it is finished, and how to go on.
 
