@@ -1,6 +1,7 @@
 """Shared by all tests: where the repository is, and a demo small enough for a test."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,9 @@ TINY = [
     "evaluate.samples=1",
 ]  # fmt: skip
 """Overrides that shrink configs/demo.yaml to seconds of work on the same engines."""
+
+# A shell that starts tests in the background has Ctrl-C ignored, in them and all they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL_LOOP = [
     "policy.supervised.steps=40", "policy.supervised.batch_size=32", "rollouts.responses=4",
