@@ -180,7 +180,7 @@ def verify(run: Run) -> None:
 
     Example: rlhf-ray verify runs/demo
     """
-    from rlhf_ray.durable.verify import verify as look
+    from rlhf_ray.verify import verify as look
 
     damaged = False
     for one in look(run):

@@ -18,7 +18,7 @@ FLOORS = (
     "config.section config.judges config.schema config.load rewards.rules preferences.pairs "
     "preferences.strength weights data preferences config.folders config.resources bandit gold "
     "rollouts metrics evaluation durable remote critiques scheduling config.checks "
-    "report_judges report report_strength results doctor",
+    "report_judges report report_strength results verify doctor",
     "training rewards driver bootstrap judge_refresh refresh console judge_tables",
     "actors",
     "launch",

@@ -13,8 +13,8 @@ from rlhf_ray.config.schema import Loop
 from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.fsio import below
 from rlhf_ray.durable.manifest import write_manifest
-from rlhf_ray.durable.verify import verify
 from rlhf_ray.errors import BadData, RecipeError
+from rlhf_ray.verify import verify
 
 LOOP = Loop(rounds=2, waves=2, prompts=2)
 
