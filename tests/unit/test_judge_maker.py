@@ -71,3 +71,18 @@ def test_a_judge_that_can_read_no_held_out_pair_is_said_to_be_unmeasured(
     maker, said = made(model, tmp_path, GRAM, task)
     assert maker.card("a")["held_out"] is None
     assert "a: not measured, all 3 held-out pairs are too long for it" in said
+
+
+def test_where_a_critic_runs_makes_no_other_judge(model: str, tmp_path: Path) -> None:
+    def key(**settings: Any) -> str:
+        critic = {"path": "some/critic", "template": "terse-1"} | settings
+        recipe = recipe_with(judges={"a": {"kind": "critiqued", "train": TRAIN}}, critic=critic)
+        task: Any = Letters()
+        gang: Any = Gang("abcd")
+        store = Store(recipe, tmp_path, lambda *_: None)
+        maker = JudgeMaker(store, task, gang, nullcontext, lambda: model, Sampler(generate), None)
+        entry: Any = recipe.judges["a"]
+        return maker.key("a", entry, entry.train)
+
+    assert key() == key(num_gpus=2, tensor_parallel=2, num_cpus=3)
+    assert key() != key(temperature=0.5)

@@ -3,9 +3,12 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from rlhf_ray.bootstrap.store import Store, identity
 from rlhf_ray.config.judges import GoldJudge
 from rlhf_ray.config.schema import GoldData, Policy, Recipe, Rollouts
+from rlhf_ray.durable.fsio import fsync_tree
 from rlhf_ray.durable.manifest import write_manifest
 
 
@@ -50,3 +53,17 @@ def test_a_folder_is_known_wherever_it_lies(tmp_path: Path) -> None:
         (moved / "MANIFEST.json").unlink(missing_ok=True)
         assert identity(str(moved)) != identity(str(folder))
     assert identity("owner/model") == "owner/model"
+
+
+def test_a_model_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+
+    def flush(folder: Path) -> None:
+        flushed.append((folder.name, (tmp_path / "judges/x").exists()))
+        fsync_tree(folder)
+
+    monkeypatch.setattr("rlhf_ray.bootstrap.store.fsync_tree", flush)
+    store(tmp_path).made("judges/x", "a", Path.mkdir, share=False)
+    assert flushed == [(".tmp-x", False)]

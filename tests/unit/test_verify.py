@@ -1,5 +1,6 @@
 """Does `rlhf-ray verify` find what is damaged, and leave everything as it is?"""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,3 +102,11 @@ def test_a_run_that_is_going_on_and_a_folder_of_something_else_are_refused(tmp_p
         list(verify(tmp_path / "live"))
     with pytest.raises(BadData, match="is no run folder"):
         list(verify(tmp_path))
+
+
+def test_rollouts_that_a_resume_needs_are_read_too(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints/step-000003")
+    whole = {one.name: one for one in verify(run)}
+    assert (whole["rollouts"].ok, "those of 1 waves" in whole["rollouts"].says) == (True, True)
+    flip(run / "rollouts/r001-w001.parquet")
+    assert [one.name for one in verify(run) if not one.ok] == ["rollouts"]
