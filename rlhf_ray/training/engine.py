@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_ray.config.section import Optimizer
-from rlhf_ray.errors import BadData, RecipeError
+from rlhf_ray.errors import RecipeError
+from rlhf_ray.training import state
 from rlhf_ray.training.loading import cast
+from rlhf_ray.training.masters import Masters, ranks
+from rlhf_ray.training.soundness import Soundness
 from rlhf_ray.weights.source import ZeroSource
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -138,6 +141,7 @@ class ZeroEngine:
             settings, zero_stage=zero_stage, precision=precision, overrides=overrides
         )
         cast(module, DTYPES[precision])
+        self.soundness = Soundness(module)
         own = None
         if "optimizer" not in config:
             own = torch.optim.AdamW(
@@ -150,6 +154,7 @@ class ZeroEngine:
         if zero_stage == 3:
             for parameter in module.external_parameters():  # type: ignore[operator]
                 deepspeed.zero.register_external_parameter(module, parameter)
+        self.masters = Masters(self.engine)
 
     @property
     def module(self) -> nn.Module:
@@ -162,7 +167,8 @@ class ZeroEngine:
     def update(self, losses: Iterable[Callable[[], Tensor]]) -> dict[str, float]:
         """One optimizer step over the sum of `losses`, each computed and freed in turn.
 
-        Raises BadData before the weights change when a loss is not finite.
+        Raises BadData on all ranks, before the weights change, when a loss or a gradient of any is
+        not finite.
         """
         thunks = list(losses)
         rate = learning_rate(self.settings, self.steps, self.total_steps)
@@ -172,14 +178,12 @@ class ZeroEngine:
         for place, thunk in enumerate(thunks):
             self.engine.set_gradient_accumulation_boundary(place == len(thunks) - 1)
             loss = thunk()
-            if not torch.isfinite(loss):
-                raise BadData(
-                    f"loss is {loss.item()} at optimizer step {self.steps}; the weights are "
-                    "unchanged since the last step. Lower the learning rate or look at the data"
-                )
+            self.soundness.note(loss)
             self.engine.backward(loss)
-            if self.before_step is not None and place == len(thunks) - 1:
-                self.before_step()
+            if place == len(thunks) - 1:
+                if self.before_step is not None:
+                    self.before_step()
+                self.soundness.check(self.steps)
             self.engine.step()
         self.steps += 1
         norm = self.engine.get_global_grad_norm()
@@ -187,21 +191,35 @@ class ZeroEngine:
 
     def adopt_weights(self) -> None:
         """Take the module's weights, changed from outside, for the optimizer's own (ZeRO 0-2)."""
-        if self.zero_stage:
+        if not isinstance(self.engine.optimizer, torch.optim.Optimizer):  # that one has no own
             self.engine.optimizer.refresh_fp32_params()
 
     def save(self, folder: Path) -> None:
-        """Weights, optimizer and step count of all ranks; a collective."""
-        self.engine.save_checkpoint(
-            str(folder), tag="state", client_state={"steps": self.steps}, save_latest=False
-        )
+        """Weights, optimizer and step count; a collective."""
+        schedule = self.engine.lr_scheduler
+        told = {
+            "steps": self.steps,
+            "workers": ranks(),
+            "zero_stage": self.zero_stage,
+            "schedule": schedule.state_dict() if schedule is not None else None,
+        }
+        state.save(self.masters, folder, told)
 
     def restore(self, folder: Path) -> None:
-        """Undo `save`. Raises BadData when the folder does not fit this world size or model."""
-        path, client = self.engine.load_checkpoint(str(folder), tag="state")
-        if path is None:
-            raise BadData(f"no learner state for this number of ranks in {folder}")
-        self.steps = client["steps"]
+        """Undo `save`, written on any ranks and ZeRO stage; a collective.
+
+        Raises BadData when the folder is damaged, or was written for another model or optimizer.
+        """
+        told = state.restore(self.masters, folder, self._show)
+        self.steps = self.engine.global_steps = int(told["steps"])
+        if self.engine.lr_scheduler is not None:
+            self.engine.lr_scheduler.load_state_dict(told["schedule"])
+
+    def _show(self, name: str, weight: Tensor) -> None:
+        """Put a whole tensor into the module, in the precision it computes in."""
+        parameter = self.masters.parameters[name]
+        with gathered([parameter], self.zero_stage, modifier=0):
+            parameter.data.copy_(weight)
 
     def close(self) -> None:
         """Free what the engine holds; the process group stays for the next engine."""

@@ -1,5 +1,6 @@
 """Models from Hugging Face folders, ready to be trained here."""
 
+import os
 from typing import Any
 
 import torch
@@ -20,11 +21,23 @@ def load_causal_lm(path: str, *, trust_remote_code: bool = False) -> Any:
 
 def loaded(kind: Any, path: str, **options: Any) -> Any:
     """A model in fp32 whose forward pass is a function: dropout would make losses noisy, and a
-    resumed run different. Raises BadData when the folder or hub name cannot be loaded."""
+    resumed run different.
+
+    Weights are read from safetensors alone, never from pickles. Raises BadData when the folder or
+    hub name cannot be loaded.
+    """
+    # Without it a hub name may be answered with weights that a service converted just now.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
     try:
-        model = kind.from_pretrained(path, dtype=torch.float32, **options)
+        model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True, **options)
     except Exception as error:  # whatever a damaged folder makes its library say
-        raise BadData(f"no model can be loaded from '{path}': {error}") from error
+        if isinstance(error, OSError) and "model.safetensors" in str(error):
+            raise BadData(
+                f"'{path}' has no model.safetensors, and weights in another form may run code when "
+                "read; convert it once, as docs/security.md says, and name the new folder"
+            ) from error
+        why = " ".join(str(error).split())[:600]  # some list every model their library knows
+        raise BadData(f"no model can be loaded from '{path}': {why}") from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

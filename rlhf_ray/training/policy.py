@@ -25,6 +25,7 @@ from rlhf_ray.messages import Pair
 from rlhf_ray.training.engine import ZeroEngine, frozen, gathered, zero_source
 from rlhf_ray.training.loading import load_causal_lm
 from rlhf_ray.training.modules import ResponseLogprobs, last_hidden
+from rlhf_ray.training.tensor_files import Whole, opened, write
 from rlhf_ray.training.trainer import Rank
 from rlhf_ray.weights.source import ZeroSource
 
@@ -146,26 +147,28 @@ class PolicyTrainer:
     def save(self, folder: Path) -> None:
         """State that cannot be replayed: weights, optimizer, reference; a collective."""
         self.engine.save(folder)
-        reference = getattr(self.reference, "module", self.reference)
-        tensors = {
-            name: value.cpu().clone().contiguous()
-            for name, value in zero_source(reference.model, self.zero_stage)
-        }
-        if self.rank.rank == 0:
-            from safetensors.torch import save_file
-
-            save_file(tensors, folder / "reference.safetensors")
+        write(folder, "reference", [self._whole(*one) for one in self._reference()], {})
 
     def restore(self, folder: Path) -> None:
-        """Undo `save`."""
-        from safetensors.torch import load_file
-
+        """Undo `save`, written on any ranks and ZeRO stage. Raises BadData as the engine does."""
         self.engine.restore(folder)
-        tensors = load_file(folder / "reference.safetensors")
-        reference = getattr(self.reference, "module", self.reference)
-        for name, parameter in reference.model.named_parameters():
-            with gathered([parameter], self.zero_stage, modifier=0):
-                parameter.data.copy_(tensors[name])
+        with opened(folder, "reference") as files:
+            files.check({name: _shape(one) for name, one in self._reference()})
+            for name, parameter in self._reference():
+                with gathered([parameter], self.zero_stage, modifier=0):
+                    parameter.data.copy_(files.tensor(name))
+
+    def _reference(self) -> list[tuple[str, nn.Parameter]]:
+        """The reference's parameters under their Hugging Face names."""
+        module = getattr(self.reference, "module", self.reference)
+        return list(module.model.named_parameters())
+
+    def _whole(self, name: str, parameter: nn.Parameter) -> Whole:
+        def gather(owner: int) -> Tensor | None:
+            with gathered([parameter], self.zero_stage):
+                return parameter.detach().cpu().clone() if self.rank.rank == owner else None
+
+        return Whole(name, _shape(parameter), gather)
 
     def _batches(self, pairs: Sequence[Pair], chosen: NDArray[np.int64]) -> list[_Batch]:
         """This rank's batches of one minibatch, with reference log-probabilities."""
@@ -225,3 +228,8 @@ def _copy(source: nn.Module, target: nn.Module, zero_stage: int) -> None:
     for new, old in pairs:
         with gathered([new, old], zero_stage, modifier=0):
             old.data.copy_(new.data)
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, also where ZeRO-3 has scattered it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

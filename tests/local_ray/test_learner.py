@@ -102,20 +102,113 @@ def test_every_zero_stage_and_world_size_takes_the_same_steps(
     assert reference[-1] < reference[0]
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+BF16_ACCUMULATED = {"data_types": {"grad_accum_dtype": "fp32"}}
+"""Makes DeepSpeed take another optimizer around ours at stage 1."""
+
+
+def later(learners: Learners, pairs: list[Pair]) -> list[np.ndarray]:
+    """Losses of the updates that follow the first."""
+    return [learners.update(Step(0, index, index), pairs).losses for index in (1, 2)]
+
+
+def left(folder: Path) -> list[bytes]:
+    """The tensors in it."""
+    return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers", "options"),
+    [(stage, 2, {}) for stage in (0, 1, 2, 3)]
+    + [(2, 1, {})]
+    + [(stage, 2, {"precision": "bf16"}) for stage in (0, 3)]
+    + [(1, 2, {"precision": "bf16", "deepspeed": BF16_ACCUMULATED})],
+)
 def test_a_restored_checkpoint_goes_on_bit_for_bit(
-    stage: int, policy: Path, pairs: list[Pair], tmp_path: Path, gangs: dict[int, Learners]
+    stage: int,
+    workers: int,
+    options: dict[str, Any],
+    policy: Path,
+    pairs: list[Pair],
+    tmp_path: Path,
+    gangs: dict[int, Learners],
 ) -> None:
-    with training(gangs[2], policy, zero_stage=stage) as learners:
+    places = [tmp_path / name for name in ("first", "end", "resumed")]
+    for place in places:
+        place.mkdir()
+    gang, options = gangs[workers], options | {"zero_stage": stage}
+    with training(gang, policy, **options) as learners:
         learners.update(Step(0, 0, 0), pairs)
-        learners.save(tmp_path)
-        unbroken = [learners.update(Step(0, index, index), pairs).losses for index in (1, 2)]
-    with training(gangs[2], policy, zero_stage=stage) as learners:
-        learners.restore(tmp_path)
+        learners.begin_round()  # from here on the reference is not the start policy
+        learners.save(places[0])
+        unbroken = later(learners, pairs)
+        learners.save(places[1])
+    with training(gang, policy, **options) as learners:
+        learners.restore(places[0])
         learners.version = 1
-        resumed = [learners.update(Step(0, index, index), pairs).losses for index in (1, 2)]
+        resumed = later(learners, pairs)
         assert learners.version == 3
+        learners.save(places[2])
     assert np.array_equal(unbroken, resumed)
+    assert left(places[1]) == left(places[2]) != left(places[0])
+    names = {path.suffix for place in places for path in place.iterdir()}
+    assert names == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [((1, 1), [(0, 1), (1, 2), (2, 1), (3, 2)]), ((3, 2), [(0, 2), (1, 1), (2, 2), (3, 1)])],
+)
+def test_a_checkpoint_goes_on_in_any_shape(
+    old: tuple[int, int],
+    new: list[tuple[int, int]],
+    policy: Path,
+    pairs: list[Pair],
+    tmp_path: Path,
+    gangs: dict[int, Learners],
+) -> None:
+    with training(gangs[old[1]], policy, zero_stage=old[0]) as learners:
+        learners.update(Step(0, 0, 0), pairs)
+        learners.begin_round()
+        learners.save(tmp_path)
+        unbroken = later(learners, pairs)
+    for stage, workers in new:
+        with training(gangs[workers], policy, zero_stage=stage) as learners:
+            learners.restore(tmp_path)
+            (again := tmp_path / f"{stage}-{workers}").mkdir()
+            learners.save(again)
+            assert left(again) == left(tmp_path), "moving changes no bit"
+            np.testing.assert_allclose(later(learners, pairs), unbroken, rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_from_before_the_first_step_goes_on(
+    policy: Path, pairs: list[Pair], tmp_path: Path, gangs: dict[int, Learners]
+) -> None:
+    """As after warm waves, which do not step."""
+    with training(gangs[2], policy, zero_stage=3) as learners:
+        learners.save(tmp_path)
+        unbroken = later(learners, pairs)
+    with training(gangs[1], policy, zero_stage=2) as learners:
+        learners.restore(tmp_path)
+        np.testing.assert_allclose(later(learners, pairs), unbroken, rtol=0, atol=1e-5)
+
+
+def test_the_state_of_another_model_or_version_is_refused(
+    policy: Path, tmp_path: Path, gangs: dict[int, Learners]
+) -> None:
+    other = tmp_path / "other"
+    make_policy(other, Scratch(max_positions=32, layers=1), texts(EXAMPLES), seed=0)
+    (kept := tmp_path / "kept").mkdir()
+    (old := tmp_path / "old" / "state").mkdir(parents=True)
+    (old / "mp_rank_00_model_states.pt").touch()
+    with training(gangs[2], policy) as learners:
+        learners.save(kept)
+        with pytest.raises(BadData, match="earlier version"):
+            learners.restore(old.parent)
+    with (
+        training(gangs[2], other) as learners,
+        pytest.raises(BadData, match=r"learner-0000\d\.safetensors holds tensor 'weight/"),
+    ):
+        learners.restore(kept)
 
 
 def test_more_epochs_and_smaller_minibatches_take_more_steps(
