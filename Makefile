@@ -9,8 +9,9 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/nu
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed-$(EXTRA)
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo test lint check chaos clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,10 @@ lint: setup
 	$(BIN)/mypy
 
 check: lint test
+
+# Hours of breaking runs on real engines; what is done already is not done again.
+chaos: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/chaos/chaos.py $(CHAOS_ARGS)
 
 clean:
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -169,7 +169,7 @@ def leavings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in fsio.below(folder):
         name = path.relative_to(folder).as_posix()
-        if "/quarantine-" in name:
+        if "/quarantine-" in name or name.split("/")[0] == "attempts":
             continue
         if path.name == "MANIFEST.json":
             manifest = json.loads(path.read_bytes())

@@ -25,9 +25,13 @@ _STEP = re.compile(r"step-(\d{6,})")
 class Checkpoints:
     """The newest `keep` checkpoints of a run, of which there is always one once there was one."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """`folder` holds the checkpoints; what dead attempts left half done is cleared away."""
+    def __init__(self, folder: Path, keep: int, check: Callable[[], None] = lambda: None) -> None:
+        """`folder` holds the checkpoints; what dead attempts left half done is cleared away.
+
+        `check` raises once this attempt may write no more.
+        """
         assert keep >= 1
+        self.check = check
         fsio.make_dir(folder)
         self.folder = folder
         self.keep = keep
@@ -41,6 +45,7 @@ class Checkpoints:
         `write` returns when all its files are complete. A crash at any moment leaves either the
         checkpoints from before or the new one; older ones go only when the new one is durable.
         """
+        self.check()
         self._clear()
         target = self.folder / f"step-{step_index:06d}"
         temporary = self._named(".tmp-", target)
@@ -48,6 +53,7 @@ class Checkpoints:
         self._fill(temporary, write)
         fsio.fsync_tree(temporary)
         write_manifest(temporary, extra)
+        self.check()  # writing took long
         if target.exists():
             fsio.rename_dir(target, self._named(".replaced-", target))
         fsio.rename_dir(temporary, target)

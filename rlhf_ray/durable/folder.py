@@ -1,6 +1,7 @@
 """The run folder: whose it is, that only one driver writes in it, and where a run stands."""
 
 import fcntl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,31 @@ import yaml
 
 from rlhf_ray.config.load import dump_recipe
 from rlhf_ray.config.schema import Recipe
+from rlhf_ray.durable.attempts import Attempt, made_way, owner_of
 from rlhf_ray.durable.fsio import atomic_write, entries, make_dir, open_private, read_bytes
 from rlhf_ray.errors import BadData, RecipeError
 
 RESOLVED = "config.resolved.yaml"
 OURS = {RESOLVED, ".lock"}
-MAY_CHANGE = ("timeouts", "checkpoints", "judge_fleet.workers", "rollouts.workers")
-"""Keys that change how fast a run goes, not what it computes."""
+MAY_CHANGE = (
+    "timeouts", "checkpoints", "judge_fleet.workers", "rollouts.workers",
+    "learner.workers", "learner.zero_stage",
+)  # fmt: skip
+"""Keys that change how fast a run goes, not what it computes; the learner's two do, by rounding."""
+
+
+RELEASE_S = 30.0
+"""The lock of a process that was killed is free after this."""
 
 
 class RunFolder:
-    """Opened for one driver at a time; the lock ends with the process, however it ends."""
+    """Opened for one driver at a time; the lock ends with the process, however it ends.
+
+    `attempt` says so where the lock does not reach: ask it before anything is written.
+    """
+
+    began: Recipe
+    """What the run began with; some of it may have changed since."""
 
     def __init__(self, path: Path, recipe: Recipe, *, data: str = "") -> None:
         """Raises RecipeError when the folder holds a run of another recipe, or a live one, and
@@ -33,19 +48,35 @@ class RunFolder:
         make_dir(self.path)
         # Before all else: it tells the next attempt that this folder is a run's.
         self._lock = open_private(self.path / ".lock")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RecipeError(
-                f"another driver is running in {self.path}; wait for it, end it, or use --run-dir"
-            ) from error
+        self._hold()
         for name in ("samples", "pairs", "rollouts", "logs", "judges"):
             make_dir(self.path / name)
         self._claim(recipe, data)
+        self.attempt = Attempt(self.path)
+
+    def _hold(self) -> None:
+        """Take the lock. One that has been taken over by this very process may still be held: by
+        a driver on another host, or for a moment by one that was killed here."""
+        ends = time.monotonic() + RELEASE_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if not made_way(self.path):
+                    owner = owner_of(self.path)
+                    raise RecipeError(
+                        f"another driver is running in {self.path} ({owner or 'it is starting'}); "
+                        "wait for it, end it, take the run over with --takeover, or use --run-dir"
+                    ) from error
+            if time.monotonic() > ends:
+                return
+            time.sleep(0.1)
 
     def _claim(self, recipe: Recipe, data: str) -> None:
         resolved, digest = self.path / RESOLVED, self.path / "data.sha256"
         text = dump_recipe(recipe)
+        self.began = recipe
         if not self._begun():
             # Nothing has been sampled yet: a mended recipe may take the folder.
             atomic_write(digest, data.encode())
@@ -63,6 +94,7 @@ class RunFolder:
             # By way of a recipe: a key that is new since then has the value it had without it.
             there = Recipe.model_validate(yaml.safe_load(read_bytes(resolved).decode()))
             old = _flat(yaml.safe_load(dump_recipe(there)))
+            self.began = there
         except (yaml.YAMLError, ValueError) as error:
             raise BadData(f"{resolved} is damaged ({error}); restore it from a copy") from error
         new = _flat(yaml.safe_load(text))

@@ -35,7 +35,8 @@ class Disk:
     power failure after any of them may leave.
     """
 
-    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        """Prompts and responses are nobody else's business; who shares a run opens its folder."""
         return os.open(path, flags, mode)
 
     def write(self, fd: int, data: bytes) -> int:
@@ -49,7 +50,7 @@ class Disk:
         os.fsync(fd)
 
     def mkdir(self, path: Path) -> None:
-        path.mkdir(exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
 
     def rename(self, source: Path, target: Path) -> None:
         source.replace(target)

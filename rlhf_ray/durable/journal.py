@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,21 +44,29 @@ class Journal:
     Opening reads and verifies all of it. What an interrupted append left at the very end is moved
     to `torn-<segment>.txt`; any other damage is `BadData`. The segment of this attempt is made by
     its first append, so opening a journal to read it adds nothing.
+
+    What an attempt wrote after another had taken over is no part of the story: the segment of the
+    other follows an earlier line.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` holds the segments; it is made where there is none.
+    def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+        """`folder` holds the segments; it is made where there is none. `check` raises once this
+        attempt may write no more.
 
         Raises BadData for damage; see also `audit` for what a journal cannot know of itself.
         """
         fsio.make_dir(folder)
         self.folder = folder
+        self.check = check
         self._position = _BEFORE_THE_FIRST
         self._hashes: list[str] = []  # of the lines, by `seq`
         self._bodies: dict[str, dict[str, Body]] = {}  # kind -> key -> last body
+        self._read_so_far: list[tuple[Record, bytes]] = []
         self.segments = _segments(folder)
+        odd = ""  # a fragment that ends the segment before
         for path in self.segments:
-            self._read(path, is_last=path == self.segments[-1])
+            odd = self._read(path, odd, is_last=path == self.segments[-1])
+        self._read_so_far = []
         # What a killed attempt wrote last may be in memory only; from here on it is counted on.
         fsio.fsync_tree(folder)
         self._path = folder / _name(len(self.segments) + 1)
@@ -78,7 +87,9 @@ class Journal:
         Raises:
             BadData: `body` holds NaN or infinity, which JSON does not have.
             StorageFailed: it could not be written; this journal takes no more records.
+            TakenOver: another attempt goes on with this run.
         """
+        self.check()
         seq, prev = self._position
         line = _line(Record(seq + 1, kind, key, prev, body))
         if self._segment is None:
@@ -104,21 +115,36 @@ class Journal:
         if self._segment is not None:
             self._segment.close()
 
-    def _read(self, path: Path, *, is_last: bool) -> None:
+    def _read(self, path: Path, odd: str, *, is_last: bool) -> str:
+        """Take in a segment; where its last line is a fragment and others follow, which it is.
+
+        An attempt that was taken over in the middle of a line may have ended it afterwards.
+        """
         lines = io.BytesIO(fsio.read_bytes(path)).readlines()
         for number, line in enumerate(lines, start=1):
             record = _parsed(line)
             if record is not None:
-                self._follow(record, line, path, number)
+                self._follow(record, line, path, number, odd)
+            elif not is_last and number == len(lines):
+                return f"{path}:{number}"
             elif is_last and number == len(lines) and is_torn(line):
                 fsio.atomic_write(path.with_name(f"torn-{path.stem}.txt"), line)
                 fsio.truncate(path, sum(map(len, lines[:-1])))
             else:
                 _damaged(f"{path}:{number}", "not a whole record")
+        return ""
 
-    def _follow(self, record: Record, line: bytes, path: Path, number: int) -> None:
+    def _follow(self, record: Record, line: bytes, path: Path, number: int, odd: str) -> None:
+        if (
+            number == 1
+            and self._position[0] == record.seq
+            and self.holds(record.seq - 1, record.prev)
+        ):
+            self._forget_last()
         seq, prev = self._position
         if (record.seq, record.prev) != (seq + 1, prev):
+            if odd and number == 1:
+                _damaged(odd, "not a whole record")
             last = path.with_name(_name(int(path.stem) - 1))
             before = f"line {number - 1}" if number > 1 else last
             _damaged(
@@ -126,7 +152,17 @@ class Journal:
                 f"record {record.seq} does not follow {before}, which ends with record {seq}; one "
                 "of the two was changed, or lines between them were lost",
             )
+        self._read_so_far.append((record, line))
         self._take(record, line)
+
+    def _forget_last(self) -> None:
+        """Its attempt had been taken over while it wrote this. There is never more than one: it
+        looked for a newer attempt before each."""
+        told, self._read_so_far = self._read_so_far[:-1], []
+        self._position, self._hashes, self._bodies = _BEFORE_THE_FIRST, [], {}
+        for record, line in told:
+            self._read_so_far.append((record, line))
+            self._take(record, line)
 
     def _take(self, record: Record, line: bytes) -> None:
         self._hashes.append(_hash(line))

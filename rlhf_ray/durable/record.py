@@ -64,6 +64,7 @@ class RunRecord:
 
     def commit(self, report: WaveReport) -> None:
         """Keep a finished wave; nothing of it is lost afterwards once its checkpoint stands."""
+        self.journal.check()
         step, gold = report.step, gold_scores(report.rollouts)
         name, rows = f"{step}.parquet", sample_rows(report, gold)
         samples = write_rows(self.folder / "samples" / name, rows, SAMPLE_TYPES)
@@ -97,6 +98,7 @@ class RunRecord:
 
     def add(self, row: Row, report: WaveReport | None = None) -> None:
         """One more row of metrics. They are derived: what must survive is in the journal."""
+        self.journal.check()
         self.rows.append(row)
         append_line(self.path, _line(row).encode())
         self.show(row, report)

@@ -58,6 +58,7 @@ class RecordedPolicy:
                 )
             return read_rollouts(path)
         rollouts = self._generate(f"wave-{step.index}", prompts, samples=self.samples)
+        self.journal.check()  # it took long: another driver may own the file by now
         self.journal.append("rollouts", str(step), {"sha256": write_rollouts(path, rollouts)})
         return rollouts
 
@@ -81,6 +82,7 @@ class RecordedCritic:
             return critiques
         row = asdict(critiques)
         del row["seconds"]
+        self.journal.check()
         atomic_write(path, json.dumps(row).encode())
         body = {"asked": encode_array(choices.asked), "sha256": sha256_of(path)}
         self.journal.append("critiques", str(step), body)

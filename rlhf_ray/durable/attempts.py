@@ -1,0 +1,132 @@
+"""Who may write in a run folder, where a lock cannot tell?
+
+A lock ends with its process, but not every shared disk knows the locks of other hosts, and a
+driver that hangs keeps its own. So each attempt makes `attempts/000007.json`, which only one can,
+and looks for a newer one before it writes: one that finds it has been taken over, and ends.
+"""
+
+import json
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.durable import fsio
+from rlhf_ray.errors import RlhfRayError
+
+
+class TakenOver(RlhfRayError):
+    """Another driver goes on with this run; whoever started it need not start it again."""
+
+    exit_code = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process, told apart from any other that has had its number."""
+
+    host: str
+    pid: int
+    born: str
+    """Start of the machine and of the process; empty where /proc does not tell."""
+
+    @classmethod
+    def here(cls) -> "Owner":
+        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()))
+
+    def lives_here(self) -> bool:
+        """Whether it is a process of this host that has not ended."""
+        known = bool(self.born) and self.host == socket.gethostname()
+        return known and _born(self.pid) == self.born
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Attempt:
+    """One driver's turn in a run folder; the newest is the only one that may write."""
+
+    def __init__(self, run: Path, *, waits: bool = False) -> None:
+        """Begin an attempt: from now on all earlier ones are over, whether they know or not.
+
+        `waits`: it only makes way for the next one, of the same process.
+
+        Raises StorageFailed where another has begun one at the same moment.
+        """
+        folder = run / "attempts"
+        fsio.make_dir(folder)
+        self.number = newest(run) + 1
+        self.path = _path(run, self.number)
+        file = fsio.LineFile(self.path)
+        owner = Owner.here()
+        told = {"host": owner.host, "pid": owner.pid, "born": owner.born, "waits": waits}
+        file.append(json.dumps(told).encode() + b"\n")
+        file.close()
+
+    def check(self) -> None:
+        """Raises TakenOver once there is a newer attempt."""
+        run = self.path.parent.parent
+        if _path(run, self.number + 1).exists():
+            raise TakenOver(
+                f"attempt {newest(run)} ({owner_of(run) or 'a driver that did not say who it is'}) "
+                f"has taken over {run}; this was attempt {self.number}, and it writes no more"
+            )
+
+
+def newest(run: Path) -> int:
+    """Number of the newest attempt, 0 before the first."""
+    folder = run / "attempts"
+    names = [path.stem for path in fsio.entries(folder)] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def owner_of(run: Path) -> Owner | None:
+    """Who made the newest attempt; None where there is none, or it died before it could say."""
+    told = _told(run)
+    return Owner(told["host"], told["pid"], told["born"]) if told else None
+
+
+def made_way(run: Path) -> bool:
+    """Whether this process has taken the run over, and has not begun its attempt yet."""
+    return owner_of(run) == Owner.here() and _told(run)["waits"] is True
+
+
+def take_over(run: Path) -> Owner | None:
+    """End the attempt that owns a run, so that another may begin; who it was, None for nobody.
+
+    On this host its process is killed; elsewhere it finds out before it writes the next time.
+    """
+    before = owner_of(run)
+    if not newest(run):
+        return None
+    Attempt(run, waits=True)
+    if before is not None and before.lives_here():
+        os.kill(before.pid, signal.SIGKILL)
+    return before
+
+
+def _told(run: Path) -> dict[str, Any]:
+    number = newest(run)
+    try:
+        told = json.loads(fsio.read_bytes(_path(run, number))) if number else {}
+    except ValueError:
+        return {}  # half written when its driver died; that it is there is what counts
+    return (
+        told if isinstance(told, dict) and {"host", "pid", "born", "waits"} <= told.keys() else {}
+    )
+
+
+def _path(run: Path, number: int) -> Path:
+    return run / "attempts" / f"{number:06d}.json"
+
+
+def _born(pid: int) -> str:
+    """Start of the machine, and of the process in clock ticks since; "" for one that is gone."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else f"{boot} {rest[18]}"
