@@ -3,12 +3,17 @@
 import math
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
+from actors.family import descendants, end, watched
 from rlhf_ray.errors import ClusterUnavailable
+
+SPARE_CPUS = 64
+"""For workers that are ordered later: on one machine cores are shared, not owned."""
 
 
 @contextmanager
@@ -25,8 +30,10 @@ def cluster(cpus_wanted: float, timeout_s: float) -> Iterator[str]:
         {}
         if address
         else {
-            "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus_wanted)),
+            "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus_wanted)) + SPARE_CPUS,
             "include_dashboard": False,
+            # Or Ray would start an idle process for each of them.
+            "_system_config": {"prestart_worker_first_driver": False},
         }
     )
     try:
@@ -42,10 +49,20 @@ def cluster(cpus_wanted: float, timeout_s: float) -> Iterator[str]:
             f"no Ray cluster at {address or 'this machine'}: {error}; is it up, and does "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token hold its token?"
         ) from error
+    watcher, stopped = None if address else watched(), False
     try:
         yield address or f"this machine ({context.address_info['session_dir']})"
+    except KeyboardInterrupt:
+        stopped = True
+        raise
     finally:
-        ray.shutdown()
+        if stopped and watcher is not None:
+            # Whoever asked may not wait for long, and everything that counts is on disk.
+            end(descendants(os.getpid()))
+        elif not stopped:  # nodes of another cluster end a driver's workers when it is gone
+            ray.shutdown()
+        if watcher is not None:
+            watcher.kill()
 
 
 def _reachable(address: str, timeout_s: float) -> None:
@@ -66,3 +83,25 @@ def totals() -> tuple[float, float]:
     """CPUs and GPUs of the whole cluster."""
     found = ray.cluster_resources()
     return float(found.get("CPU", 0.0)), float(found.get("GPU", 0.0))
+
+
+def draining() -> dict[str, float]:
+    """Seconds left to the nodes that were told to go away, by node id."""
+    # Private, but what Ray's own watcher of preemptions asks: there is no public call.
+    found: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    now = time.time()
+    # A deadline of zero: none was set, and the pool's own limit holds.
+    return {node: max(0.0, ms / 1000 - now) if ms else math.inf for node, ms in found.items()}
+
+
+def room(cpus: float, gpus: float, others: tuple[float, float]) -> int:
+    """Workers of `cpus` and `gpus` each that the nodes hold beside `others` (CPUs, GPUs)."""
+    there = totals()
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster of our own admits more than the machine has
+        there = (float(os.cpu_count() or 1), there[1])
+    fits = [
+        (total - other) // own
+        for total, other, own in zip(there, others, (cpus, gpus), strict=True)
+        if own > 0
+    ]
+    return max(0, int(min(fits))) if fits else 0

@@ -2,18 +2,20 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
-from actors.waiting import get, log_to
+from actors.pool import FETCH_S, Tell, WorkerPool, finish, gather
+from actors.waiting import last_line, limits, log_to
 from rlhf_ray.config.judges import Critic, Judge, JudgeFleet
 from rlhf_ray.config.schema import Timeouts
-from rlhf_ray.errors import JudgeFailed
+from rlhf_ray.errors import JudgeFailed, RlhfRayError
 from rlhf_ray.messages import (
     Choices,
     Critiques,
@@ -24,37 +26,128 @@ from rlhf_ray.messages import (
     Scores,
     Step,
 )
+from rlhf_ray.scheduling.events import Key
 
 
 class JudgeActor:
     """Holds some judges of the pool; every line of thinking is in `rlhf_ray.rewards`."""
 
-    def __init__(self, number: int, logs: Path | None, threads: int, limit: int | None) -> None:
-        log_to(logs, f"judge-{number}", threads)
+    def __init__(self, name: str, logs: Path | None, threads: int, limit: int | None) -> None:
+        log_to(logs, name, threads)
         from rlhf_ray.rewards.shelf import Shelf
 
         self.judges: Shelf[Any] = Shelf(limit)
+        self.editions: dict[str, int] = {}
+        self.version = -1
+        """Which change of its judges' weights it holds."""
 
-    def load(self, name: str, entry: Judge, path: str | None, options: dict[str, Any]) -> None:
-        """Take a judge and load it once: what cannot be is said now. One that is held already takes
-        its new weights in place."""
+    @ray.method(concurrency_group="health")  # type: ignore[untyped-decorator]
+    def ping(self) -> str:
+        """The node it lives on; answers beside whatever the judges do."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def load(self, judges: Sequence["Edition"], options: dict[str, Any], version: int) -> int:
+        """Hold these judges and no others, each loaded once: what cannot be is said now. One that
+        is held already takes its new weights in place; of the same edition, it stays as it is."""
         from rlhf_ray.rewards.build import build_judge
         from rlhf_ray.rewards.shelf import weights_bytes
 
-        make = partial(build_judge, name, entry, path, **options)
-        self.judges.register(name, make, weights_bytes(path))
-        if name in self.judges.held:
-            self.judges.get(name).load(path)
-        else:
-            self.judges.get(name)
+        self.version = -1
+        for name in set(self.editions) - {one.judge for one in judges}:
+            del self.editions[name]
+            self.judges.remove(name)
+        for name, entry, path, edition in judges:
+            if self.editions.get(name) == edition:
+                continue
+            make = partial(build_judge, name, entry, path, **options)
+            self.judges.register(name, make, weights_bytes(path))
+            if name in self.judges.held:
+                self.judges.get(name).load(path)
+            else:
+                self.judges.get(name)
+            self.editions[name] = edition
+        self.version = version
+        return version
 
-    def score(self, name: str, *arguments: Any) -> Judgement:
-        found: Judgement = self.judges.get(name).score(*arguments)
-        return found
+    def score(self, name: str, *arguments: Any) -> tuple[int, Judgement]:
+        return self.version, self.judges.get(name).score(*arguments)
 
-    def margins(self, name: str, pairs: Sequence[Preference]) -> Floats:
-        found: Floats = self.judges.get(name).margins(pairs)
-        return found
+    def margins(self, name: str, pairs: Sequence[Preference]) -> tuple[int, Floats]:
+        return self.version, self.judges.get(name).margins(pairs)
+
+
+class Edition(NamedTuple):
+    """A judge with its weights."""
+
+    judge: str
+    entry: Judge
+    path: str | None
+    number: int
+    """Counts how often the judge was given weights: one path may hold others later."""
+
+
+class Ask(NamedTuple):
+    """A call on a judge: one chunk of prompts, or pairs."""
+
+    method: str
+    judge: str
+    arguments: tuple[Any, ...]
+
+
+class Place:
+    """What the workers of one place in the pool are: each holds the same judges."""
+
+    def __init__(
+        self,
+        number: int,
+        settings: JudgeFleet,
+        options: dict[str, Any],
+        logs: Path | None,
+    ) -> None:
+        self.name, self.number, self.options = f"judge {number}", number, options
+        self.editions: list[Edition] = []
+        """The judges that live here."""
+        limit = int(settings.memory_gib * 2**30) if settings.memory_gib else None
+        self._make = (logs, settings.threads, limit)
+        self._remote: Any = ray.remote(
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus,
+            concurrency_groups={"health": 1},
+        )(JudgeActor)
+        self._loading: dict[Any, int] = {}
+
+    def make(self, number: int) -> Any:
+        again = f"-{number}" if number else ""
+        return self._remote.remote(f"judge-{self.number}{again}", *self._make)
+
+    def start(self, actor: Any, version: int) -> Any:
+        return actor.load.remote(self.editions, self.options, version)
+
+    def load(self, actors: Mapping[int, Any], version: int) -> Sequence[Any]:
+        refs = {self.start(actor, version): number for number, actor in actors.items()}
+        self._loading |= refs
+        return list(refs)
+
+    def loaded(self, ref: Any) -> Mapping[int, str | None]:
+        number = self._loading.pop(ref)
+        try:
+            ray.get(ref, timeout=FETCH_S)
+        except RlhfRayError:
+            raise
+        except RayError as error:
+            return {number: last_line(error)}
+        return {number: None}
+
+    def overdue(self, seconds: float) -> RlhfRayError | None:
+        """Nobody else takes part in a load: the worker's own limit ends it."""
+        return None
+
+    def ask(self, actor: Any, job: Ask) -> Any:
+        return getattr(actor, job.method).remote(job.judge, *job.arguments)
+
+    def check(self, job: Ask, value: Any) -> str | None:
+        """Nothing: what a judge may say is its own business (`Judges.score` looks)."""
+        return None
 
 
 class Judges:
@@ -73,25 +166,58 @@ class Judges:
         *,
         critic: Critic | None = None,
         logs: Path | None = None,
+        wanted: Callable[[], int] | None = None,
+        tell: Tell = print,
     ) -> None:
-        self.entries, self.names, self.timeouts = entries, tuple(entries), timeouts
-        self.chunk = settings.chunk_prompts
-        self.options = {
+        """`wanted`: how many places there shall be from the next scores on; None: as many as set.
+        `tell` hears of workers that died."""
+        self.names, self.chunk, self._calls = tuple(entries), settings.chunk_prompts, 0
+        self.editions = {
+            name: Edition(name, entry, paths.get(name), 0) for name, entry in entries.items()
+        }
+        options = {
             "tokens_per_batch": settings.tokens_per_batch,
             "critic": critic,
             "num_gpus": settings.num_gpus,
             "precision": settings.precision,
         }
-        resources = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
-        remote: Any = ray.remote(**resources)(JudgeActor)
-        limit = int(settings.memory_gib * 2**30) if settings.memory_gib else None
-        self.homes = places(entries, settings.workers)
+        self._wanted = wanted or (lambda: settings.workers)
+        self._place = partial(Place, settings=settings, options=options, logs=logs)
+        self._pool = partial(
+            WorkerPool, size=1, limits=limits(timeouts, call_s=timeouts.score_s), tell=tell
+        )
+        self.size, self.homes = 0, {}
+        self.places: list[Place] = []
+        self.pools: list[WorkerPool] = []
+        self._fit()
+
+    homes: dict[str, list[int]]
+    """The places that hold each judge."""
+
+    def _fit(self) -> None:
+        """As many places as are wanted now, with the judges that belong there."""
+        if (size := self._wanted()) == self.size:
+            return
+        self.size = size
+        entries = {name: one.entry for name, one in self.editions.items()}
+        self.homes = places(entries, size)
         count = 1 + max(number for home in self.homes.values() for number in home)
-        self.workers = [
-            remote.remote(number, logs, settings.threads, limit) for number in range(count)
+        for pool in self.pools[count:]:
+            pool.stop()
+        del self.pools[count:], self.places[count:]
+        for place, pool in zip(self.places, self.pools, strict=True):
+            self._shelve(place)
+            pool.publish()
+        for number in range(len(self.pools), count):
+            self.places.append(self._place(number))
+            self._shelve(self.places[-1])
+            self.pools.append(self._pool(self.places[-1]))
+        gather(self.pools)
+
+    def _shelve(self, place: Place) -> None:
+        place.editions = [
+            one for name, one in self.editions.items() if place.number in self.homes[name]
         ]
-        for name in entries:
-            self._load(name, paths.get(name))
 
     def score(
         self, step: Step, choices: Choices, rollouts: Sequence[Rollout], critiques: Critiques
@@ -101,6 +227,7 @@ class Judges:
         Raises JudgeFailed when a judge errs, or answers in another shape.
         """
         began = time.perf_counter()
+        self._fit()
         width = len(rollouts[0].responses)
         values = np.full((len(self.names), len(rollouts), width), np.nan)
         asked = {
@@ -108,11 +235,11 @@ class Judges:
             for arm, name in enumerate(self.names)
             if choices.asked[:, arm].any()
         }
-        refs = {name: self._ask(name, rows, rollouts, critiques) for name, rows in asked.items()}
+        answers = self._answers(
+            {name: self._chunks(name, rows, rollouts, critiques) for name, rows in asked.items()}
+        )
         costs = {}
-        for name, parts in refs.items():
-            what = f"scores of judge '{name}'"
-            found: list[Judgement] = get(parts, timeout_s=self.timeouts.score_s, what=what)
+        for name, found in answers.items():
             whole = np.concatenate([part.values for part in found])
             _check(name, whole, (len(asked[name]), width), _failures(found))
             values[self.names.index(name), asked[name]] = whole
@@ -122,39 +249,56 @@ class Judges:
 
     def margins(self, name: str, pairs: Sequence[Preference]) -> Floats:
         """[N] how far a judge prefers the chosen response of each pair; NaN: too long for it."""
-        ref = self.workers[self.homes[name][0]].margins.remote(name, pairs)
-        found: Floats = get(ref, timeout_s=self.timeouts.score_s, what=f"judge '{name}' on pairs")
+        found: Floats = self._answers({name: [Ask("margins", name, (pairs,))]})[name][0]
         return found
 
     def replace(self, name: str, path: str) -> None:
-        """New weights for a judge, in all its replicas."""
-        self._load(name, path)
+        """New weights for a judge, in all its replicas. The same path may hold other weights."""
+        old = self.editions[name]
+        self.editions[name] = old._replace(path=path, number=old.number + 1)
+        for number in self.homes[name]:
+            self._shelve(self.places[number])
+            self.pools[number].publish()
+        gather([self.pools[number] for number in self.homes[name]])
 
-    def _load(self, name: str, path: str | None) -> None:
-        entry = self.entries[name]
-        refs = [
-            self.workers[number].load.remote(name, entry, path, self.options)
-            for number in self.homes[name]
-        ]
-        get(refs, timeout_s=self.timeouts.engine_s, what=f"judge '{name}' to load")
+    def path(self, name: str) -> str | None:
+        """The weights of a judge that are in use."""
+        return self.editions[name].path
 
-    def _ask(
+    def _answers(self, asks: Mapping[str, Sequence[Ask]]) -> dict[str, list[Any]]:
+        """What each judge answers, in the order it was asked; its asks go to its homes in turn."""
+        self._calls += 1
+        keys: dict[str, list[Key]] = {}
+        for name, parts in asks.items():
+            homes = self.homes[name]
+            what = f"{parts[0].method} of judge '{name}'"
+            keys[name] = [f"{what}, part {at}, call {self._calls}" for at in range(len(parts))]
+            for at, (key, ask) in enumerate(zip(keys[name], parts, strict=True)):
+                self.pools[homes[at % len(homes)]].submit(what, {key: ask})
+        finish(self.pools)
+        return {
+            name: [
+                self.pools[self.homes[name][at % len(self.homes[name])]].take([key])[0]
+                for at, key in enumerate(own)
+            ]
+            for name, own in keys.items()
+        }
+
+    def _chunks(
         self, name: str, rows: Sequence[int], rollouts: Sequence[Rollout], critiques: Critiques
-    ) -> list[Any]:
-        """References to the judgements of each chunk, in row order."""
-        homes, refs = self.homes[name], []
-        for number, at in enumerate(range(0, len(rows), self.chunk)):
+    ) -> list[Ask]:
+        """The judge's prompts in pieces, in row order."""
+        asks = []
+        for at in range(0, len(rows), self.chunk):
             part = [rollouts[row] for row in rows[at : at + self.chunk]]
-            refs.append(
-                self.workers[homes[number % len(homes)]].score.remote(
-                    name,
-                    [one.prompt for one in part],
-                    [[response.text for response in one.responses] for one in part],
-                    [critiques.texts[row] for row in rows[at : at + self.chunk]],
-                    [one.reference for one in part],
-                )
+            arguments = (
+                [one.prompt for one in part],
+                [[response.text for response in one.responses] for one in part],
+                [critiques.texts[row] for row in rows[at : at + self.chunk]],
+                [one.reference for one in part],
             )
-        return refs
+            asks.append(Ask("score", name, arguments))
+        return asks
 
 
 def places(entries: Mapping[str, Judge], workers: int) -> dict[str, list[int]]:

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from actors.waiting import get, log_to
 from rlhf_ray.config.schema import Learner, Timeouts
 from rlhf_ray.data.batches import Tokens
+from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import Floats, Pair, Step, UpdateReport
 
@@ -80,25 +82,26 @@ class LearnerActor:
         return vectors
 
     def open_sender(
-        self, backend: str, client: Any, probes: Sequence[Tokens], **options: Any
+        self, backend: str, client: Any, probes: Sequence[Tokens], chunk_bytes: int
     ) -> None:
-        """Meet the rollout workers; `probes` are compared after each delivery."""
-        from rlhf_ray.weights.sender import open_sender
+        """What is trained now is what `deliver` sends; `probes` are compared after each time."""
+        self.policy, self.client, self.probes = self.trainer, client, probes
+        self.meet: Any = partial(_meet, backend, client, self.policy, self.rank, chunk_bytes)
+        self.met: tuple[int, ...] = ()
 
-        self.client, self.probes = client, probes
-        source = self.trainer.source()
-        self.sender = open_sender(backend, client, source, rank=self.rank, **options)
-
-    def deliver(self, version: int) -> list[float]:
-        """Send the weights; per worker, the largest difference in log-probability on the probes."""
-        self.client.version = version
+    def deliver(
+        self, workers: Mapping[int, Any], version: int, delivery: int, address: tuple[str, int]
+    ) -> dict[int, Any]:
+        """Send the weights; per worker, the largest difference in log-probability on the probes, or
+        why it has none. {} from all ranks but the first."""
+        self.client.address(workers, version, delivery)
+        if self.met != tuple(workers):
+            self.sender, self.met = self.meet(address, len(workers)), tuple(workers)
         self.sender.send_weights()
-        answers = self.client.logprobs(self.probes) if self.rank == 0 else []
-        expected = self.trainer.logprobs(self.probes)  # all ranks: ZeRO-3 gathers in it
-        return [
-            float(np.abs(np.concatenate(expected) - np.concatenate(found)).max())
-            for found in (self.client.arrived(answers) if self.rank == 0 else [])
-        ]
+        answers = self.client.logprobs(self.probes) if self.rank == 0 else dict
+        expected = self.policy.logprobs(self.probes)  # all ranks: ZeRO-3 gathers in it
+        failed: dict[int, Any] = self.client.failed
+        return differences(expected, answers()) | failed
 
     def save(self, folder: Path) -> None:
         self.trainer.save(folder)
@@ -132,21 +135,31 @@ class Learners:
         logs: Path | None = None,
     ) -> None:
         self.settings, self.timeouts, self.seed = settings, timeouts, seed
-        self.warm_waves, self.version = warm_waves, 0
+        self.warm_waves, self.logs = warm_waves, logs
+        self.ranks: list[Any] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """A new gang, which trains nothing yet."""
+        self.stop()
+        settings, world, self.version = self.settings, self.settings.workers, 0
         remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(
             LearnerActor
         )
-        world = settings.workers
-        self.ranks = [remote.remote(rank, world, logs, settings.threads) for rank in range(world)]
-        wait = timeouts.engine_s
-        address, port = get(
-            self.ranks[0].address.remote(), timeout_s=wait, what="learner 0 to start"
-        )
-        self._ask("join", address, port, settings.threads, timeouts.update_s, timeout_s=wait)
+        self.ranks = [
+            remote.remote(rank, world, self.logs, settings.threads) for rank in range(world)
+        ]
+        try:
+            join = (*self._address(), settings.threads, self.timeouts.update_s)
+            self._ask("join", *join, timeout_s=self.timeouts.engine_s)
+        except LearnersLost as error:  # who never met is not lost, there is no room for it
+            raise ClusterUnavailable(*error.args) from error
 
     def call(self, function: Callable[[], None]) -> None:
         """Run something heavy once, on the first rank's machine instead of the driver's."""
-        get(self.ranks[0].call.remote(function), timeout_s=self.timeouts.engine_s, what="learner 0")
+        self._get(
+            self.ranks[0].call.remote(function), timeout_s=self.timeouts.engine_s, what="call"
+        )
 
     def begin(self, build: Callable[[int, int], Any]) -> None:
         self._ask("begin", build, timeout_s=self.timeouts.engine_s)
@@ -179,6 +192,7 @@ class Learners:
         """End these processes; nothing of them is used any more."""
         for rank in self.ranks:
             ray.kill(rank)
+        self.ranks = []
 
     def begin_round(self) -> None:
         self._ask("begin_round", timeout_s=self.timeouts.update_s)
@@ -190,13 +204,21 @@ class Learners:
         metrics: dict[str, float] = {}
         if pairs:
             order = generator(self.seed, "pairs", step.index).permutation(len(pairs))
-            found = self._ask(
-                "update", ray.put(pairs), order, train, timeout_s=self.timeouts.update_s
-            )
+            try:
+                found = self._ask(
+                    "update", ray.put(pairs), order, train, timeout_s=self.timeouts.update_s
+                )
+            except BadData as error:
+                raise BadData(f"wave {step}: {getattr(error, 'cause', error)}") from error
             losses = {index: loss for part, _ in found for index, loss in part.items()}
             metrics = _means(losses) | found[0][1]
-        self.version += train
         values: Floats = np.array([losses[i].loss for i in range(len(pairs))], dtype=np.float64)
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            raise BadData(
+                f"wave {step}: the loss of {len(bad)} of {len(pairs)} pairs is not finite; the "
+                f"first is of prompt {pairs[bad[0]].prompt_index + 1} of the wave, look there"
+            )
+        self.version += train
         return UpdateReport(self.version, values, metrics)
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -207,23 +229,19 @@ class Learners:
         return np.stack([vectors[index] for index in range(len(prompts))])
 
     def open_sender(
-        self,
-        backend: str,
-        client: Any,
-        probes: Sequence[Tokens],
-        *,
-        chunk_bytes: int,
-        engine_ranks: int,
+        self, backend: str, client: Any, probes: Sequence[Tokens], *, chunk_bytes: int
     ) -> None:
         wait = self.timeouts.engine_s
-        address = get(self.ranks[0].address.remote(), timeout_s=wait, what="learner 0")
-        options = {"chunk_bytes": chunk_bytes, "address": address, "engine_ranks": engine_ranks}
-        refs = [rank.open_sender.remote(backend, client, probes, **options) for rank in self.ranks]
-        get(refs, timeout_s=wait, what="the learners to meet the rollout workers")
+        self._ask("open_sender", backend, client, probes, chunk_bytes, timeout_s=wait)
 
-    def deliver(self, version: int) -> list[float]:
+    def deliver(self, workers: Mapping[int, Any], version: int, delivery: int) -> list[Any]:
+        """References, one per rank, that `delivered` reads."""
+        order = (dict(workers), version, delivery, self._address())
+        return [rank.deliver.remote(*order) for rank in self.ranks]
+
+    def delivered(self, ref: Any) -> dict[int, Any]:
         """Per rollout worker, how far it is from the learner after the delivery."""
-        found: list[float] = self._ask("deliver", version, timeout_s=self.timeouts.sync_s)[0]
+        found: dict[int, Any] = self._get(ref, timeout_s=self.timeouts.sync_s, what="deliver")
         return found
 
     def save(self, folder: Path) -> None:
@@ -239,8 +257,44 @@ class Learners:
 
     def _ask(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
         refs = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
-        results: list[Any] = get(refs, timeout_s=timeout_s, what=f"the learners to {method}")
+        results: list[Any] = self._get(refs, timeout_s=timeout_s, what=method)
         return results
+
+    def _address(self) -> tuple[str, int]:
+        """Where to meet the first rank."""
+        ref, wait = self.ranks[0].address.remote(), self.timeouts.engine_s
+        found: tuple[str, int] = self._get(ref, timeout_s=wait, what="start")
+        return found
+
+    def _get(self, refs: Any, *, timeout_s: float, what: str) -> Any:
+        try:
+            return get(refs, timeout_s=timeout_s, what=f"the learners to {what}")
+        except ClusterUnavailable as error:
+            raise LearnersLost(*error.args) from error
+
+
+def differences(
+    expected: Sequence[NDArray[np.float32]], found: Mapping[int, Sequence[NDArray[np.float32]]]
+) -> dict[int, Any]:
+    """Per worker, the largest difference of its log-probabilities from the learner's."""
+    whole = np.concatenate(expected)
+    return {
+        number: float(np.abs(whole - np.concatenate(list(answer))).max())
+        for number, answer in found.items()
+    }
+
+
+def _meet(
+    backend: str, client: Any, policy: Any, rank: int, chunk_bytes: int,
+    address: tuple[str, int], workers: int,
+) -> Any:  # fmt: skip
+    from rlhf_ray.weights.sender import open_sender
+
+    ranks = workers * client.tensor_parallel
+    return open_sender(
+        backend, client, policy.source(), rank=rank, chunk_bytes=chunk_bytes, address=address,
+        engine_ranks=ranks,
+    )  # fmt: skip
 
 
 def _means(losses: Mapping[int, Any]) -> dict[str, float]:

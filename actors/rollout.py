@@ -1,20 +1,22 @@
 """Rollout workers: one vLLM engine per Ray actor, and the facade that leases prompts to them."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from actors.waiting import first, get, log_to
+from actors.pool import Tell, WorkerPool, finish, gather
+from actors.waiting import limits, log_to
 from rlhf_ray.config.schema import Rollouts as Settings
 from rlhf_ray.config.schema import Timeouts
 from rlhf_ray.data.batches import Tokens
 from rlhf_ray.data.chat import Chat
+from rlhf_ray.errors import RlhfRayError
 from rlhf_ray.messages import Prompt, Rollout
+from rlhf_ray.scheduling.events import Key
 
 
 class RolloutActor:
@@ -23,15 +25,23 @@ class RolloutActor:
     def __init__(self, name: str, logs: Path | None, threads: int) -> None:
         log_to(logs, name, threads)
         self.engine: Any = None
+        self.delivery = 0
+        """Which delivery of weights the engine holds; 0: those it started from."""
 
-    def start(self, path: str, settings: Settings, arguments: dict[str, Any]) -> None:
+    @ray.method(concurrency_group="health")  # type: ignore[untyped-decorator]
+    def ping(self) -> str:
+        """The node it lives on; answers beside whatever the engine does."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def start(self, path: str, settings: Settings, arguments: dict[str, Any]) -> int:
         from rlhf_ray.rollouts.engine import RolloutEngine
 
         self.engine = RolloutEngine(path, settings, **arguments)
+        self.engine.try_out()
+        return self.delivery
 
-    def generate(self, *arguments: Any, **options: Any) -> list[Rollout]:
-        rollouts: list[Rollout] = self.engine.generate(*arguments, **options)
-        return rollouts
+    def generate(self, *arguments: Any, **options: Any) -> tuple[int, list[Rollout]]:
+        return self.delivery, self.engine.generate(*arguments, **options)
 
     def logprobs(self, sequences: Sequence[Tokens]) -> list[NDArray[np.float32]]:
         found: list[NDArray[np.float32]] = self.engine.logprobs(sequences)
@@ -41,13 +51,83 @@ class RolloutActor:
         self.engine.llm.init_weight_transfer_engine(request)
 
     def start_weight_update(self) -> None:
+        self.delivery = -1  # neither the old weights nor the new ones
         self.engine.llm.start_weight_update()
 
     def update_weights(self, request: Any) -> None:
         self.engine.llm.update_weights(request)
 
-    def finish_weight_update(self, version: int) -> None:
+    def finish_weight_update(self, version: int, delivery: int) -> None:
         self.engine.finish_load(version)
+        self.delivery = delivery
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    def send(self, workers: Mapping[int, Any], delivery: int) -> Sequence[Any]:
+        """References that `arrived` reads."""
+
+    def arrived(self, ref: Any) -> Mapping[int, str | None]: ...
+    def overdue(self, seconds: float) -> RlhfRayError | None: ...
+
+
+class Chunk(NamedTuple):
+    """Prompts leased to one worker at a time."""
+
+    purpose: str
+    prompts: Sequence[Prompt]
+    ids: Sequence[tuple[int, ...]]
+    options: Mapping[str, Any]
+
+
+class RolloutWorkers:
+    """What the workers of a pool of engines are."""
+
+    def __init__(
+        self, name: str, path: str, settings: Settings, arguments: Any, logs: Path | None
+    ) -> None:
+        self.name, self.source = name, None
+        self._start = (path, settings, arguments)
+        self._make = (logs, settings.threads)
+        self._remote: Any = ray.remote(
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus,
+            concurrency_groups={"health": 1},
+        )(RolloutActor)
+
+    source: Source | None
+
+    def make(self, number: int) -> Any:
+        return self._remote.remote(f"{self.name}-{number}", *self._make)
+
+    def start(self, actor: Any, version: int) -> Any:
+        """It starts from the first weights, whatever was published since."""
+        return actor.start.remote(*self._start)
+
+    def load(self, actors: Mapping[int, Any], version: int) -> Sequence[Any]:
+        assert self.source is not None, "nothing was published"
+        return self.source.send(actors, version)
+
+    def loaded(self, ref: Any) -> Mapping[int, str | None]:
+        assert self.source is not None
+        return self.source.arrived(ref)
+
+    def overdue(self, seconds: float) -> RlhfRayError | None:
+        assert self.source is not None
+        return self.source.overdue(seconds)
+
+    def ask(self, actor: Any, job: Chunk) -> Any:
+        return actor.generate.remote(job.purpose, job.prompts, job.ids, **job.options)
+
+    def check(self, job: Chunk, value: Any) -> str | None:
+        """Whether these are rollouts of the prompts, as many responses as were asked for."""
+        samples = job.options["samples"]
+        if [one.prompt.id for one in value] != [prompt.id for prompt in job.prompts]:
+            return "rollouts of other prompts"
+        if any(len(one.responses) != samples for one in value):
+            return f"not {samples} responses to each prompt"
+        return None
 
 
 class Rollouts:
@@ -71,15 +151,12 @@ class Rollouts:
         trust_remote_code: bool = False,
         logs: Path | None = None,
         name: str = "rollout",
+        wanted: Callable[[], int] | None = None,
+        tell: Tell = print,
     ) -> None:
-        self.chat, self.settings, self.timeouts = chat, settings, timeouts
-        remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(
-            RolloutActor
-        )
-        self.workers = [
-            remote.remote(f"{name}-{number}", logs, settings.threads)
-            for number in range(settings.workers)
-        ]
+        """`wanted`: how many workers there shall be, asked now and then; None: as many as set.
+        `tell` hears of workers that died."""
+        self.chat, self.settings, self._calls = chat, settings, 0
         arguments = {
             "max_model_len": max_model_len,
             "precision": precision,
@@ -87,11 +164,11 @@ class Rollouts:
             "seed": seed,
             "trust_remote_code": trust_remote_code,
         }
-        get(
-            [worker.start.remote(path, settings, arguments) for worker in self.workers],
-            timeout_s=timeouts.engine_s,
-            what=f"{settings.workers} {name} engine(s) to start",
-        )
+        self.workers = RolloutWorkers(name, path, settings, arguments, logs)
+        wait = limits(timeouts, call_s=timeouts.generate_s)
+        size = wanted() if wanted else settings.fewest
+        self.pool = WorkerPool(self.workers, size, wait, tell=tell, wanted=wanted)
+        gather([self.pool], settings.fewest)
 
     def generate(
         self, purpose: str, prompts: Sequence[Prompt], *, samples: int, **options: Any
@@ -100,21 +177,24 @@ class Rollouts:
 
         `options` are those of `RolloutEngine.generate`.
         """
+        self._calls += 1
         size = self.settings.chunk_prompts
-        chunks = deque((at, prompts[at : at + size]) for at in range(0, len(prompts), size))
-        done: dict[int, list[Rollout]] = {}
-        idle = list(self.workers)
-        leased: dict[Any, tuple[int, Any]] = {}
-        while chunks or leased:
-            while chunks and idle:
-                at, chunk = chunks.popleft()
-                worker = idle.pop()
-                ids = [self.chat.prompt_ids(prompt.text) for prompt in chunk]
-                ref = worker.generate.remote(purpose, chunk, ids, samples=samples, **options)
-                leased[ref] = (at, worker)
-            what = f"rollouts of {purpose}"
-            ref = first(list(leased), timeout_s=self.timeouts.generate_s, what=what)
-            at, worker = leased.pop(ref)
-            done[at] = get(ref, timeout_s=self.timeouts.generate_s, what=what)
-            idle.append(worker)
-        return [rollout for at in sorted(done) for rollout in done[at]]
+        jobs: dict[Key, Chunk] = {}
+        for at in range(0, len(prompts), size):
+            part = prompts[at : at + size]
+            ids = [self.chat.prompt_ids(prompt.text) for prompt in part]
+            key = f"{purpose}, prompts {at} to {at + len(part) - 1}, call {self._calls}"
+            jobs[key] = Chunk(purpose, part, ids, {"samples": samples, **options})
+        self.pool.submit(f"{purpose.rstrip('0123456789-')} x {samples}", jobs)
+        finish([self.pool])
+        return [rollout for chunk in self.pool.take(jobs) for rollout in chunk]
+
+    def publish(self, source: Source) -> None:
+        """All workers load what the source holds now, those that come later as well."""
+        self.workers.source = source
+        self.pool.publish()
+        gather([self.pool])
+
+    def stop(self) -> None:
+        """End these processes."""
+        self.pool.stop()

@@ -8,7 +8,12 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from rlhf_ray.config.schema import Timeouts
 from rlhf_ray.errors import ClusterUnavailable
+from rlhf_ray.scheduling.limits import Limits
+
+CALL_FLOOR_S = 60.0
+"""No call is late before."""
 
 
 def get(refs: Any, *, timeout_s: float, what: str) -> Any:
@@ -24,7 +29,7 @@ def get(refs: Any, *, timeout_s: float, what: str) -> Any:
             f"or the cluster cannot place it ({resources()})"
         ) from error
     except RayActorError as error:
-        raise ClusterUnavailable(f"{what}: a worker died. {_last_line(error)}") from error
+        raise ClusterUnavailable(f"{what}: a worker died. {last_line(error)}") from error
 
 
 def first(refs: Sequence[Any], *, timeout_s: float, what: str) -> Any:
@@ -35,6 +40,21 @@ def first(refs: Sequence[Any], *, timeout_s: float, what: str) -> Any:
             f"waited {timeout_s:.0f} s for {what}; see timeouts.* in the recipe"
         )
     return ready[0]
+
+
+def limits(timeouts: Timeouts, *, call_s: float) -> Limits:
+    """A pool's limits, from a recipe's: one call may take `call_s`."""
+    start_s, load_s = timeouts.engine_s, 2.0 * timeouts.sync_s
+    return Limits(
+        tick_s=min(1.0, timeouts.ping_s),
+        start_s=start_s,
+        load_s=load_s,
+        ping_s=timeouts.ping_s,
+        chunk_floor_s=min(CALL_FLOOR_S, call_s),
+        chunk_cap_s=call_s,
+        short_s=2.0 * (start_s + load_s),
+        stall_s=2.0 * (start_s + load_s) + call_s,
+    )
 
 
 def resources() -> str:
@@ -63,6 +83,7 @@ def log_to(folder: Path | None, name: str, threads: int) -> None:
     os.close(log)
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """What an error of Ray says at last: there stands the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,6 +1,6 @@
 """`python -m rlhf_ray` is the `rlhf-ray` command."""
 
-from rlhf_ray.cli import main
+from rlhf_ray.cli import process
 
 if __name__ == "__main__":
-    main()
+    process()

@@ -4,8 +4,12 @@ Commands import what they need when they are called, so that `--help` is there a
 """
 
 import json
+import os
 import shlex
+import shutil
+import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +36,10 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as left:
+            # While Ray starts, SIGTERM is its own, and says so with this code.
+            if isinstance(left, SystemExit) and left.code != signal.SIGTERM:
+                raise
             again = shlex.join(["rlhf-ray", *sys.argv[1:]])
             Console(stderr=True).print(
                 Text(f"stopped; the same command goes on where it was: {again}"), soft_wrap=True
@@ -45,17 +52,40 @@ app = typer.Typer(
     rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(judge_app, name="judge")
+selftest_app = typer.Typer(
+    no_args_is_help=True, help="See for yourself that a promise is kept, on this machine.",
+    context_settings=HELP, rich_markup_mode=None,
+)  # fmt: skip
+app.add_typer(selftest_app, name="selftest")
 
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 
 
+def process() -> None:
+    """`main` for a process of its own: one that is stopped does not wait for Ray's goodbye, which
+    takes longer than Ray waits for a job that it stops. All that counts is on disk."""
+    try:
+        main()
+    except SystemExit as left:
+        if left.code == STOPPED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED)
+        raise
+
+
 def main() -> None:
-    """Run the command line; exit codes are those of `errors`, 75 for Ctrl-C, 70 for our bugs."""
+    """Run the command line; exit codes are those of `errors`, 70 for our bugs, and 75 for Ctrl-C
+    and SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from the first second on
     try:
         app(prog_name="rlhf-ray")
     except RlhfRayError as error:
         # An error from a worker also carries its traceback; its cause is what a person needs.
-        said = str(getattr(error, "cause", error))
+        from rlhf_ray.console import visible
+
+        # It may quote what data or a model says.
+        said = visible(str(getattr(error, "cause", error)))
         Console(stderr=True).print(Text("error: ", "bold red") + Text(said), soft_wrap=True)
         sys.exit(error.exit_code)
     except Exception:
@@ -80,12 +110,19 @@ def _options(
 
 
 @app.command(context_settings=OVERRIDES)
-def run(context: typer.Context, config: Config, run_dir: RunDir = None) -> None:
+def run(
+    context: typer.Context,
+    config: Config,
+    run_dir: RunDir = None,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="End a driver that still holds the run folder.")
+    ] = False,
+) -> None:
     """Train, or go on where the run folder stopped.
 
     Example: rlhf-ray run -c recipe.yaml loop.rounds=2 --seed 3
     """
-    _train(config, run_dir, context.args)
+    _train(config, run_dir, context.args, takeover=takeover)
 
 
 app.command(context_settings=OVERRIDES)(submit)
@@ -97,13 +134,7 @@ def demo(context: typer.Context, run_dir: RunDir = None) -> None:
 
     Example: rlhf-ray demo --seed 1
     """
-    config = Path(rlhf_ray.__file__).parent.parent / "configs" / "demo.yaml"
-    if not config.is_file():
-        raise RecipeError(
-            f"{config} is not there: the demo needs a checkout of the repository; clone it and "
-            "call `make demo`, or bring a recipe: rlhf-ray run -c recipe.yaml"
-        )
-    _train(config, run_dir or Path("runs/demo"), context.args)
+    _train(_of_the_checkout("demo"), run_dir or Path("runs/demo"), context.args)
 
 
 @app.command(context_settings=OVERRIDES)
@@ -173,6 +204,25 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def scale(
+    run: Run,
+    counts: Annotated[
+        list[str] | None, typer.Argument(help="rollouts=N and judges=N; N or 'recipe'.")
+    ] = None,
+) -> None:
+    """Order other numbers of workers for a run, whether it is going on or not; say what is ordered.
+
+    A running driver follows within seconds, for judges with the next wave. Results do not change.
+
+    Example: rlhf-ray scale runs/demo rollouts=2
+    """
+    from rlhf_ray.scale import order, parsed
+
+    found = order(run, parsed(counts or []))
+    print(" ".join(f"{role}={count}" for role, count in found.items()) or "as the recipe says")
+
+
+@app.command()
 def verify(run: Run) -> None:
     """Read all of a run that has a hash, and say what is not as it was written. Changes nothing.
 
@@ -188,6 +238,40 @@ def verify(run: Run) -> None:
         damaged = damaged or not one.ok
     if damaged:
         raise typer.Exit(BadData.exit_code)
+
+
+@selftest_app.command(context_settings=OVERRIDES)
+def resume(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The recipe [a tiny one of ours].")
+    ] = None,
+    kills: Annotated[int, typer.Option(min=1, help="How often the driver is killed.")] = 3,
+    seed: Annotated[int, typer.Option(help="Draws the moments of the kills.")] = 0,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Keeps both runs; a new folder [none is kept].")
+    ] = None,
+    deadline: Annotated[float, typer.Option(help="Seconds that each attempt may take.")] = 3600.0,
+) -> None:
+    """Run a recipe straight, and killed and resumed; print what differs, which should be nothing.
+
+    Exit code 70 where something differs.
+
+    Example: rlhf-ray selftest resume -c recipe.yaml loop.rounds=2 --kills 5
+    """
+    from rlhf_ray import selftest
+
+    recipe = config or _of_the_checkout("selftest")
+    place = folder or Path(tempfile.mkdtemp(prefix="rlhf-ray-selftest-"))
+    checked(recipe, place, context.args)
+    plan = selftest.Plan(recipe, tuple(context.args), place.absolute(), kills, seed, deadline)
+    found = selftest.resume(plan, print)
+    print(selftest.render(found))
+    if not all(one.equal for one in found):
+        print(f"both runs are kept in {place}", file=sys.stderr)
+        raise typer.Exit(RlhfRayError.exit_code)
+    if folder is None:
+        shutil.rmtree(place)
 
 
 @app.command()
@@ -243,12 +327,29 @@ def _json(text: str, where: Path | str) -> dict[str, Any]:
     return value
 
 
-def _train(config: Path, run_dir: Path | None, overrides: Sequence[str]) -> None:
+def _train(
+    config: Path, run_dir: Path | None, overrides: Sequence[str], *, takeover: bool = False
+) -> None:
     recipe, folder = checked(config, run_dir, overrides)
+    if takeover:
+        from rlhf_ray.durable.attempts import take_over
+
+        print(f"taking over from {take_over(folder) or 'nobody: the folder is free'}")
     # Ray, torch and the engines load only for a recipe that can be.
     from rlhf_ray.launch.run import run
 
     run(recipe, folder)
+
+
+def _of_the_checkout(name: str) -> Path:
+    """A recipe that comes with the repository. Raises RecipeError where there is no checkout."""
+    config = Path(rlhf_ray.__file__).parent.parent / "configs" / f"{name}.yaml"
+    if not config.is_file():
+        raise RecipeError(
+            f"{config} is not there: the {name} needs a checkout of the repository; clone it and "
+            "try again from there, or bring a recipe of your own: -c recipe.yaml"
+        )
+    return config
 
 
 def _check_new(out: Path) -> None:

@@ -6,7 +6,9 @@
     │   └── JudgeFailed       a reward model gave no usable score
     ├── WeightSyncMismatch    a rollout worker does not hold the learner's weights  exit 65
     ├── ClusterUnavailable    Ray, a node or an engine did not answer in time       exit 69
-    └── StorageFailed         the run folder cannot be written                      exit 74
+    │   └── LearnersLost      a learner rank died or hangs: the gang starts anew
+    ├── StorageFailed         the run folder cannot be written                      exit 74
+    └── TakenOver             another driver goes on with the run (durable/attempts)  exit 75
 
 Each takes plain arguments and passes all of them to `super().__init__`: an exception that
 crosses a Ray actor is rebuilt from its `args`.
@@ -54,6 +56,10 @@ class WeightSyncMismatch(RlhfRayError):
 
 class ClusterUnavailable(RlhfRayError):
     exit_code = 69
+
+
+class LearnersLost(ClusterUnavailable):
+    """The last commit is not touched: a new gang goes on from there."""
 
 
 class StorageFailed(RlhfRayError):

@@ -56,9 +56,12 @@ class Refresher:
     def adopt(self, changed: Sequence[Refreshed]) -> None:
         """Put promoted judges in their place, as after a resume; of several versions the last."""
         newest = {one.judge: one.path for one in changed if one.promoted}
-        for name, path in newest.items():
-            if self.paths[name] != path:
+        for name in self.entries:
+            path = newest.get(name, self.paths[name])
+            # The pool may hold a candidate of a refresh that was cut short.
+            if self.pool.path(name) != str(self.folder / path):
                 self._use(name, path)
+            self.paths[name] = path
 
     def _one(
         self, round: int, name: str, seen: Sequence[Rollout], unseen: Sequence[Rollout]

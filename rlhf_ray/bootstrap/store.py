@@ -15,7 +15,7 @@ from typing import Any
 
 import rlhf_ray
 from rlhf_ray import __version__
-from rlhf_ray.config.schema import Recipe
+from rlhf_ray.config.schema import Learner, Recipe
 from rlhf_ray.durable.fsio import fsync_tree, make_dir, rename_dir, sha256_of
 from rlhf_ray.durable.manifest import NAME as MANIFEST
 from rlhf_ray.durable.manifest import verify_manifest, write_manifest
@@ -28,8 +28,12 @@ Progress = Callable[[str, int, int, float], None]
 class Store:
     """Folders of one run, each made once: here, or in an earlier run that the cache remembers."""
 
-    def __init__(self, recipe: Recipe, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, progress: Progress, began: Learner | None = None
+    ) -> None:
+        """`began`: the learners the run began with; what they made is not made again by others."""
         self.recipe, self.folder, self.progress = recipe, folder, progress
+        self.began = began or recipe.learner
 
     def key(self, *sections: Any) -> str:
         """Hash of recipe sections and texts, and of all that makes a training what it is."""
@@ -42,7 +46,7 @@ class Store:
         parts += [self.recipe.seed, rollouts.threads, rollouts.temperature, rollouts.top_p]
         parts += [rollouts.max_tokens, learner.deepspeed]
         parts += [learner.precision, learner.tokens_per_batch, learner.threads]
-        parts += [learner.workers, learner.zero_stage]
+        parts += [self.began.workers, self.began.zero_stage]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def made(self, name: str, key: str, make: Callable[[Path], None], *, share: bool) -> Path:

@@ -80,7 +80,7 @@ def _arms(recipe: Recipe) -> Iterator[str]:
         if arm not in recipe.judges:
             yield f"{key} is '{arm}', which is no judge{instead(arm, list(recipe.judges))}"
     for name in recipe.judges:
-        if name == "ensemble" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if name == "ensemble" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             why = "means all judges" if name == "ensemble" else "names a folder"
             yield f"judges: '{name}' {why}; name it with letters, digits, '.', '_' and '-'"
 

@@ -118,7 +118,9 @@ def _folder(key: str, path: str) -> Iterator[str]:
         elif not any(one.endswith(".safetensors") for one in there):
             old = [one for one in there if one.endswith((".bin", ".pt", ".pth", ".ckpt"))]
             only = f", only {listed(old)}, which may run code when read" if old else ""
-            remedy = "convert it with save_pretrained where you trust it" if old else "copy them"
+            remedy = (
+                "convert it with save_pretrained, as docs/security.md says" if old else "copy them"
+            )
             yield f"{key} {path} has no *.safetensors{only}; {remedy}"
 
 

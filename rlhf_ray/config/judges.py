@@ -222,8 +222,9 @@ class Endpoint(Section):
     """Over all tries of one request."""
     retries: Annotated[int, Field(ge=0)] = 3
     token_env: str | None = None
-    """Environment variable that holds the bearer token."""
+    """Environment variable that holds the bearer token, or `Basic` and a login in base64."""
     token_file: str | None = None
+    """The same in a file."""
     verify: bool | str = True
     """Check the certificate; a path names the authority to check it with."""
     allow_plain_http: bool = False

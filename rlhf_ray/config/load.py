@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_ray.config.schema import Recipe
+from rlhf_ray.config.secrets import secrets_in
 from rlhf_ray.config.section import Section
 from rlhf_ray.errors import RecipeError
 
@@ -122,11 +123,20 @@ class _Draft:
         self.places = {
             known: place for known, place in self.places.items() if known[: len(keys)] != keys
         } | {keys: where}
-        value = _composed(text, f"{where}: {dotted}={text}")
+        shown = "***" if any(secrets_in(text, keys)) else text
+        value = _composed(text, f"{where}: {dotted}={shown}")
         node[keys[-1]] = None if value is None else self._value(value, keys, lambda node: where)
 
     def recipe(self) -> Recipe:
         """The checked recipe. Raises RecipeError with all problems."""
+        if secrets := list(secrets_in(self.tree)):
+            # Alone: other problems may quote the values they are about.
+            raise RecipeError(
+                "\n".join(
+                    f"{self._where(keys)}: '{'.'.join(map(str, keys))}' {why}"
+                    for keys, why in secrets
+                )
+            )
         try:
             # As JSON, strict types still let a list be a tuple and a text be a path.
             recipe = Recipe.model_validate_json(json.dumps(self.tree), strict=True)
@@ -268,9 +278,7 @@ def _followed(loc: tuple[int | str, ...], tree: Any) -> tuple[Keys, type[Section
 
 def _meant(annotation: Any, value: Any) -> Any:
     """The section, or the dict type, that `value` was meant to be."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    options = _options(annotation)
+    options = [_bare(option) for option in _options(_bare(annotation))]
     sections = [option for option in options if _is_section(option)]
     if len(sections) == 1:
         return sections[0]
@@ -279,6 +287,10 @@ def _meant(annotation: Any, value: Any) -> Any:
         if section.model_fields["kind"].default == kind:
             return section
     return next((option for option in options if get_origin(option) is dict), None)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

@@ -254,7 +254,7 @@ def crew(recipe: Recipe, needs: Needs) -> Crew:
 def _actors(recipe: Recipe, needs: Needs) -> Iterator[Actors]:
     rollouts, learner, fleet = recipe.rollouts, recipe.learner, recipe.judge_fleet
     if needs.rollouts:
-        yield Actors("rollout", rollouts.workers, rollouts.num_cpus, rollouts.num_gpus)
+        yield Actors("rollout", rollouts.fewest, rollouts.num_cpus, rollouts.num_gpus)
     if needs.judges:
         # Replicas of a judge live on different workers.
         replicas = [getattr(judge, "replicas", 1) for judge in recipe.judges.values()]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from rlhf_ray.config.judges import Critic, Judge, JudgeFleet, Refresh
 from rlhf_ray.config.section import (
@@ -149,10 +149,35 @@ class Context(Section):
     """Prompts the centre and the principal axes are fitted on."""
 
 
+class Elastic(Section):
+    """As many workers as the cluster has room for, between these."""
+
+    min: Count = 1
+    max: Count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Elastic":
+        if self.max < self.min:
+            raise ValueError(f"max must be >= min, got {self.max} < {self.min}")
+        return self
+
+
+def _kind_of_workers(value: Any) -> str:
+    return "elastic" if isinstance(value, dict | Elastic) else "fixed"
+
+
+Workers = Annotated[
+    Annotated[Count, Tag("fixed")] | Annotated[Elastic, Tag("elastic")],
+    Discriminator(_kind_of_workers),
+]
+
+
 class Rollouts(Section):
     """Sampling with vLLM."""
 
-    workers: Count = 1
+    workers: Workers = 1
+    """A number, or `{min, max}`: as many as there is room for while nodes come and go. Any number
+    gives the same samples."""
     responses: Annotated[int, Field(ge=2)] = 8
     """Per prompt; a preference needs two."""
     temperature: Positive = 1.0
@@ -169,6 +194,11 @@ class Rollouts(Section):
     """CPU threads per engine."""
     kv_cache_gib: Positive = 0.25
     """Room for keys and values on CPU; on GPU set engine_args.gpu_memory_utilization."""
+
+    @property
+    def fewest(self) -> int:
+        """Workers that a run starts with."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
 
 
 class Weights(Section):
@@ -250,6 +280,8 @@ class Timeouts(Section):
     score_s: Positive = 1800
     update_s: Positive = 3600
     sync_s: Positive = 600
+    ping_s: Positive = 10
+    """Between two pings of a worker; one that misses three in a row is replaced."""
 
 
 class Recipe(Section):
@@ -286,9 +318,9 @@ class Recipe(Section):
     def _every_worker_has_work(self) -> "Recipe":
         prompts, pairs = self.loop.prompts, self.loop.prompts * self.pairs.per_prompt
         chunks = -(-max(prompts, self.evaluate.prompts) // self.rollouts.chunk_prompts)
-        if self.rollouts.workers > chunks or self.learner.workers > pairs:
+        if self.rollouts.fewest > chunks or self.learner.workers > pairs:
             raise ValueError(
                 f"rollouts.workers must be <= {chunks} (chunks) and learner.workers <= {pairs} "
-                f"(pairs), got {self.rollouts.workers} and {self.learner.workers}"
+                f"(pairs), got {self.rollouts.fewest} and {self.learner.workers}"
             )
         return self

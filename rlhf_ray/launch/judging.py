@@ -106,7 +106,7 @@ def _made(recipe: Recipe, run_dir: Path, needs: Needs) -> Iterator[Models]:
     view, task = View(), build_task(recipe, alone=True)
     folder = RunFolder(run_dir, recipe, data=task.digest())
     with on_cluster(recipe, view, crew(recipe, needs)):
-        models = Models(recipe, task, folder.path, view)
+        models = Models(recipe, task, folder, view)
         models.start_alone(needs)
         yield models
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.cluster import room
 from actors.critic import EngineCritic
 from actors.delivery import Delivery
 from actors.judge import Judges
@@ -20,7 +20,7 @@ from rlhf_ray.bootstrap.policy import start_policy
 from rlhf_ray.bootstrap.roles import Gang, Sampler, Task
 from rlhf_ray.bootstrap.store import Store, identity
 from rlhf_ray.config.judges import CritiquedJudge, GenerativeJudge, Trained
-from rlhf_ray.config.resources import Needs
+from rlhf_ray.config.resources import Needs, plan
 from rlhf_ray.config.schema import FileData, Recipe
 from rlhf_ray.console import View
 from rlhf_ray.critiques.cache import CritiqueCache
@@ -31,10 +31,12 @@ from rlhf_ray.critiques.writer import CritiqueWriter
 from rlhf_ray.data.batches import Tokens
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.task import FileTask
+from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.errors import BadData
 from rlhf_ray.keys import seed_of
 from rlhf_ray.messages import Critiques, Prompt
 from rlhf_ray.remote.client import Client
+from rlhf_ray.scale import wanted
 from rlhf_ray.training.builders import policy_trainer
 
 
@@ -42,17 +44,14 @@ class Models:
     """Everything with weights in one run. Properties start what they name, in whatever order they
     are asked for; `start` asks for all of a whole run, `start_alone` for what commands need."""
 
-    def __init__(self, recipe: Recipe, task: Task, folder: Path, view: View) -> None:
-        self.recipe, self.task, self.folder, self.view = recipe, task, folder, view
-        self.logs = folder / "logs"
-        self.store = Store(recipe, folder, view.progress)
+    def __init__(self, recipe: Recipe, task: Task, folder: RunFolder, view: View) -> None:
+        self.recipe, self.task, self.folder, self.view = recipe, task, folder.path, view
+        self.logs = self.folder / "logs"
+        self.store = Store(recipe, self.folder, view.progress, folder.began.learner)
         self.sample = Sampler(lambda *asked, **options: self.rollouts.generate(*asked, **options))
 
     def start(self) -> None:
         """Learners, the start policy, the engines that sample from it, the critic, the judges."""
-        policy = self.recipe.policy
-        if policy.path is not None:  # its tokenizer is at hand: look before anything starts
-            self.task.fit(Chat.load(policy.path, trust_remote_code=policy.trust_remote_code))
         for name in ("learners", "start_policy", "rollouts", "critic", "judges"):
             getattr(self, name)
 
@@ -102,7 +101,8 @@ class Models:
                 path, chat, recipe.rollouts, recipe.timeouts, max_model_len=self._rollout_room(),
                 precision=recipe.learner.precision, backend=weight_backend(recipe),
                 seed=recipe.seed, trust_remote_code=recipe.policy.trust_remote_code,
-                logs=self.logs,
+                logs=self.logs, tell=self.view.say,
+                wanted=wanted(self.folder, "rollouts", recipe.rollouts.workers, self._room_left),
             )  # fmt: skip
 
     @cached_property
@@ -165,7 +165,8 @@ class Models:
         with self.view.phase("judges ready"):
             return Judges(
                 recipe.judges, paths, recipe.judge_fleet, recipe.timeouts,
-                critic=recipe.critic, logs=self.logs,
+                critic=recipe.critic, logs=self.logs, tell=self.view.say,
+                wanted=wanted(self.folder, "judges", recipe.judge_fleet.workers, int),
             )  # fmt: skip
 
     def weighted(self) -> dict[str, Trained]:
@@ -209,7 +210,7 @@ class Models:
         probes = [self.chat.prompt_ids(prompt.text) for prompt in held_out]
         usual = 1e-4 if recipe.learner.precision == "fp32" else 0.1
         return Delivery(
-            self.learners, self.rollouts.workers, recipe.weights,
+            self.learners, self.rollouts, recipe.weights,
             [Tokens(ids, len(ids) // 2) for ids in probes if len(ids) > 1],
             backend=weight_backend(recipe), tensor_parallel=recipe.rollouts.tensor_parallel,
             tolerance=recipe.weights.tolerance or usual, timeout_s=recipe.timeouts.sync_s,
@@ -256,7 +257,16 @@ class Models:
             path, Chat.load(path), critic_engine(recipe), recipe.timeouts,
             max_model_len=self._critic_room(path), precision=recipe.learner.precision,
             backend="host", seed=seed_of(recipe.seed, "critic"), logs=self.logs, name="critic",
+            tell=self.view.say,
         )  # fmt: skip
+
+    def _room_left(self) -> int:
+        """Rollout workers the cluster holds beside everybody else."""
+        others = [one for one in plan(self.recipe).actors if one.role != "rollout"]
+        own = self.recipe.rollouts
+        cpus = sum(one.count * one.cpus for one in others)
+        gpus = sum(one.count * one.gpus for one in others)
+        return room(own.num_cpus, own.num_gpus, (cpus, gpus))
 
     def _rollout_room(self) -> int:
         """Tokens an engine of the policy holds; more where the policy criticises itself."""

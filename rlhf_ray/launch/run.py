@@ -1,7 +1,8 @@
 """A run: roles wrapped so that they remember, a driver that uses them, and what it all leaves."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rlhf_ray.bandit.build import build_selector
 from rlhf_ray.config.resources import plan, render
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.console import View
+from rlhf_ray.data.chat import Chat
 from rlhf_ray.driver import Driver, steps
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.folder import RunFolder
@@ -28,6 +30,7 @@ from rlhf_ray.durable.recorded import (
     replay,
     resume_point,
 )
+from rlhf_ray.errors import LearnersLost
 from rlhf_ray.evaluation import HeldOut
 from rlhf_ray.launch.models import Models
 from rlhf_ray.launch.start import build_task, on_cluster
@@ -36,12 +39,19 @@ from rlhf_ray.metrics import Clock, Row
 from rlhf_ray.refresh import Refresher
 from rlhf_ray.results import leave_results, read_summary
 from rlhf_ray.rollouts.context import Contexts
+from rlhf_ray.training.state import shape_change
+
+LOSSES = 3
+"""Times the learners may be lost in a row: where they die at the same place, they will again."""
 
 
 def run(recipe: Recipe, run_dir: Path) -> None:
     """Run a recipe in its folder; the same call resumes it."""
     began, view = time.perf_counter(), View()
     task = build_task(recipe)
+    policy = recipe.policy
+    if policy.path is not None:  # its tokenizer is at hand: look before Ray starts
+        task.fit(Chat.load(policy.path, trust_remote_code=policy.trust_remote_code))
     folder = RunFolder(run_dir, recipe, data=task.digest())
     if (known := read_summary(folder.path)) is not None:
         view.say("this run is finished; another one needs another --run-dir")
@@ -49,23 +59,46 @@ def run(recipe: Recipe, run_dir: Path) -> None:
         return
     view.say(render(plan(recipe)))
     with on_cluster(recipe, view):
-        models = Models(recipe, task, folder.path, view)
-        models.start()
-        rows = train(models, folder.path)
-        models.learners.export(
-            folder.path / "final",
-            models.start_policy,
-            trust_remote_code=recipe.policy.trust_remote_code,
-        )
+        models = Models(recipe, task, folder, view)
+        rows = outlive(models, folder, lambda: _trained(models, folder))
         fsync_tree(folder.path / "final")  # before the summary says that the run is finished
         view.end(folder.path, leave_results(recipe, folder.path, rows, time.perf_counter() - began))
 
 
-def train(models: Models, folder: Path) -> list[Row]:
+def outlive(models: Models, folder: RunFolder, work: Callable[[], list[Row]]) -> list[Row]:
+    """`work` until it is through: where the learners are lost, a new gang goes on from the last
+    commit.
+
+    Raises LearnersLost where that happens LOSSES times without a step forward between.
+    """
+    stood, lost = -1, 0
+    while True:
+        try:
+            return work()
+        except LearnersLost as error:
+            stands, _ = Journal(folder.path / "journal").position
+            lost = lost + 1 if stands == stood else 1
+            if lost == LOSSES:
+                raise
+            stood = stands
+            models.view.say(f"{error}\n  new learners go on from the last commit")
+            models.learners.restart()
+
+
+def _trained(models: Models, folder: RunFolder) -> list[Row]:
+    """All rows of a run whose policy lies in `final` now."""
+    models.start()
+    with closing(Journal(folder.path / "journal", folder.attempt.check)) as journal:
+        rows = train(models, folder.path, journal)
+    trust = models.recipe.policy.trust_remote_code
+    models.learners.export(folder.path / "final", models.start_policy, trust_remote_code=trust)
+    return rows
+
+
+def train(models: Models, folder: Path, journal: Journal) -> list[Row]:
     """The rounds, from wherever the run folder says they stand; all rows of metrics."""
     recipe, task, view = models.recipe, models.task, models.view
-    journal = Journal(folder / "journal")
-    checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoints.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoints.keep, journal.check)
     clock, names = Clock(), tuple(recipe.judges)
     with view.phase("policy trainer ready"):
         models.train_policy()
@@ -81,6 +114,8 @@ def train(models: Models, folder: Path) -> list[Row]:
         delivery.deliver(version)
     if path is not None:
         view.say(f"resuming after wave {done} from {path}")
+        if moved := shape_change(path, recipe.learner):
+            view.say(moved)
     record = RunRecord(
         folder,
         journal,
@@ -94,13 +129,13 @@ def train(models: Models, folder: Path) -> list[Row]:
     )
     for row in judge_rows(models, record.judges()):
         record.add(row)
-    generate = clock.timed(models.rollouts, "generate").generate
-    held_out = task.held_out(recipe.evaluate.prompts)
     Driver(
         task=task,
         contexts=contexts,
         policy=RecordedPolicy(
-            partial(generate, reference=models.references()),
+            partial(
+                clock.timed(models.rollouts, "generate").generate, reference=models.references()
+            ),
             recipe.rollouts.responses,
             journal,
             folder / "rollouts",
@@ -113,14 +148,20 @@ def train(models: Models, folder: Path) -> list[Row]:
         judges=RecordedJudges(clock.timed(models.judges, "score").score, journal),
         learner=clock.timed(models.learners, "update"),
         delivery=clock.timed(delivery, "sync"),
-        evaluator=RecordedEvaluator(
-            HeldOut(models.rollouts, held_out, recipe.evaluate.samples).measure, journal
-        ),
+        evaluator=evaluator(models, journal),
         record=record,
         loop=recipe.loop,
         pairs=recipe.pairs,
     ).run(done)
     return record.rows
+
+
+def evaluator(models: Models, journal: Journal) -> RecordedEvaluator:
+    """Who measures the policy between rounds."""
+    settings = models.recipe.evaluate
+    held_out = models.task.held_out(settings.prompts)
+    measure = HeldOut(models.rollouts, held_out, settings.samples).measure
+    return RecordedEvaluator(measure, journal)
 
 
 class NoRefresh:

@@ -52,6 +52,11 @@ class Shelf(Generic[T]):
         self.held.move_to_end(name)
         return self.held[name]
 
+    def remove(self, name: str) -> None:
+        """Forget a judge."""
+        self._drop(name)
+        del self.makers[name], self.sizes[name]
+
     def _make_room(self, wanted: int) -> None:
         if self.limit is None:
             return

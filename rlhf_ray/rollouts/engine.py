@@ -44,6 +44,7 @@ def arguments(
         "dtype": "float32" if precision == "fp32" else "bfloat16",
         "max_model_len": max_model_len,
         "trust_remote_code": trust_remote_code,
+        "load_format": "safetensors",  # pickles may run code when read
         "seed": 0,
         "disable_log_stats": True,
     }
@@ -100,6 +101,14 @@ class RolloutEngine:
         if backend == "host":
             options["worker_extension_cls"] = "rlhf_ray.weights.host.HostWorker"
         self.llm = LLM(**options | settings.engine_args)
+
+    def try_out(self) -> None:
+        """One token: an engine that cannot make it is not ready, whatever it says."""
+        from vllm import SamplingParams
+
+        plain = SamplingParams(temperature=0.0, max_tokens=1)
+        (output,) = self.llm.generate([request([0], self.version)], plain, use_tqdm=False)
+        assert len(output.outputs[0].token_ids) == 1, output
 
     def generate(
         self,

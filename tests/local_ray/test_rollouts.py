@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from actors.delivery import Delivery
@@ -22,6 +21,7 @@ from rlhf_ray.data.tokens import example_tokens, texts
 from rlhf_ray.errors import WeightSyncMismatch
 from rlhf_ray.gold.families import demonstrations, draw_prompts
 from rlhf_ray.messages import Pair, Rollout, Step
+from rlhf_ray.scheduling.events import Scale
 from rlhf_ray.training.builders import policy_trainer
 from rlhf_ray.training.policy import load_causal_lm
 from rlhf_ray.training.scratch import make_policy
@@ -46,8 +46,7 @@ def rollouts(policy: Path, local_ray: None) -> Iterator[Rollouts]:
         TIMEOUTS, max_model_len=32, precision="fp32", backend="host", seed=0,
     )  # fmt: skip
     yield found
-    for worker in found.workers:
-        ray.kill(worker)
+    found.stop()
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +56,7 @@ def learners(policy: Path, local_ray: None) -> Iterator[Learners]:
     found.begin(partial(policy_trainer, str(policy), settings, pad_id=0, total_steps=5))
     found.begin_round()
     yield found
-    for rank in found.ranks:
-        ray.kill(rank)
+    found.stop()
 
 
 def told(rollouts: list[Rollout]) -> list[Any]:
@@ -75,7 +73,7 @@ def probes(policy: Path) -> list[Tokens]:
 
 def delivery(learners: Learners, rollouts: Rollouts, policy: Path, tolerance: float) -> Delivery:
     return Delivery(
-        learners, rollouts.workers, Weights(chunk_mib=1), probes(policy), backend="host",
+        learners, rollouts, Weights(chunk_mib=1), probes(policy), backend="host",
         tensor_parallel=1, tolerance=tolerance, timeout_s=120,
     )  # fmt: skip
 
@@ -84,9 +82,10 @@ def test_the_same_prompts_give_the_same_bytes_whichever_worker_runs_them(
     rollouts: Rollouts,
 ) -> None:
     first = rollouts.generate("a", PROMPTS, samples=4)
-    alone = Rollouts.__new__(Rollouts)
-    alone.__dict__ = rollouts.__dict__ | {"workers": rollouts.workers[1:]}
-    assert told(first) == told(alone.generate("a", PROMPTS, samples=4))
+    rollouts.pool.say(Scale(1))
+    assert told(first) == told(rollouts.generate("a", PROMPTS, samples=4))
+    rollouts.pool.say(Scale(2))
+    assert told(first) == told(rollouts.generate("a", PROMPTS, samples=4))
     assert [one.prompt for one in first] == PROMPTS
     assert told(first) != told(rollouts.generate("b", PROMPTS, samples=4))
 
@@ -138,5 +137,5 @@ def test_after_a_delivery_the_workers_sample_from_the_learners_weights(
 def test_a_worker_with_other_weights_is_named(
     rollouts: Rollouts, learners: Learners, policy: Path
 ) -> None:
-    with pytest.raises(WeightSyncMismatch, match=r"version 7, rollout worker 0 differs"):
+    with pytest.raises(WeightSyncMismatch, match=r"version 7, rollout worker . differs"):
         delivery(learners, rollouts, policy, tolerance=-1.0).deliver(7)

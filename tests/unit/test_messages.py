@@ -87,6 +87,7 @@ RAISED = [
     errors.JudgeFailed("left", "score nan"),
     errors.WeightSyncMismatch("rollout worker 1", 7, 0.25, 1e-4),
     errors.ClusterUnavailable("waited 30 s for judge 'left' to load"),
+    errors.LearnersLost("waited 60 s for the learners to update"),
     errors.StorageFailed("cannot write samples"),
 ]
 

@@ -1,6 +1,7 @@
 """What is made for judges alone, and what is not: models of a recipe, without Ray."""
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from recipes import without_policy
 from rlhf_ray.config.resources import needs_alone
 from rlhf_ray.config.schema import Recipe, Scratch
 from rlhf_ray.console import View
+from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.errors import BadData
 from rlhf_ray.launch.models import Models
 from rlhf_ray.launch.start import build_task
@@ -50,7 +52,8 @@ class Ranks:
 
 
 def models_of(recipe: Recipe, folder: Path) -> Models:
-    return Models(recipe, build_task(recipe, alone=True), folder, View())
+    run = RunFolder(Path(tempfile.mkdtemp(dir=folder)) / "run", recipe)
+    return Models(recipe, build_task(recipe, alone=True), run, View())
 
 
 def made(models: Models) -> set[str]:
@@ -82,7 +85,7 @@ def test_a_judge_with_a_model_and_pairs_of_its_own_is_all_that_is_made(
         "a": {"kind": "bradley_terry", "path": model, "train": train},
         "idle": {"kind": "critiqued", "path": "some/model"},
     }, critic={"path": "some/critic"})  # fmt: skip
-    models, ranks = models_of(recipe, tmp_path / "run"), Ranks()
+    models, ranks = models_of(recipe, tmp_path), Ranks()
     models.learners = ranks  # type: ignore[assignment]
     models.start_alone(needs_alone(recipe, ["a"]))
     path = Path(models.paths["a"])
@@ -90,7 +93,8 @@ def test_a_judge_with_a_model_and_pairs_of_its_own_is_all_that_is_made(
     card = read_card(path)
     assert card is not None
     assert (card["training"]["steps"], card["pairs"], card["parent"]) == (3, 4, model)
-    assert sorted(one.name for one in (tmp_path / "run").iterdir()) == ["judges", "lessons"]
+    filled = {one.name for one in models.folder.iterdir() if one.is_dir() and any(one.iterdir())}
+    assert filled == {"judges", "lessons", "attempts"}
 
 
 def test_a_critic_at_a_service_is_all_that_is_made_to_ask_it(tmp_path: Path) -> None:

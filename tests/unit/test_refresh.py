@@ -37,12 +37,17 @@ class Pool:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.loaded = folder, ["judges/a"]
+        self.at = str(folder / "judges/a")
         self.taste = (folder / "judges/a/taste").read_text()
 
     def replace(self, name: str, path: str) -> None:
         assert name == "a"
+        self.at = path
         self.taste = (Path(path) / "taste").read_text()
         self.loaded.append(str(Path(path).relative_to(self.folder)))
+
+    def path(self, name: str) -> str:
+        return self.at
 
     def margins(self, name: str, pairs: Sequence[Preference]) -> Floats:
         return preferred(self.taste, pairs)
@@ -169,6 +174,16 @@ def test_after_a_resume_the_last_promoted_version_is_in_use(model: Path, tmp_pat
     ours.adopt(known)
     ours.adopt(known)  # what is in use already is not loaded again
     assert pool.loaded == ["judges/a", "refreshed/a-r002"]
+
+
+def test_a_candidate_of_a_refresh_that_was_cut_short_leaves_its_place(
+    model: Path, tmp_path: Path
+) -> None:
+    ours, pool = refresher(model, tmp_path, "abdc")
+    shutil.copytree(tmp_path / "judges/a", tmp_path / "refreshed" / "a-r001")
+    pool.replace("a", str(tmp_path / "refreshed/a-r001"))
+    ours.adopt([])
+    assert pool.loaded[-1] == "judges/a"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""What a driver has started on its machine ends with it, however it ends.
+
+The parts of Ray watch each other, but its agents outlive a driver that was killed by a minute. So a
+small process of ours holds the other end of a pipe: it closes when the driver is dead.
+"""
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterable
+
+import psutil
+
+LOOK_S = 2.0
+"""Between two looks at who descends from the driver: orphans can no longer be found by it."""
+
+
+def descendants(pid: int) -> set[psutil.Process]:
+    """All processes below this one."""
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to those that still are who they were: numbers are used again."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def watched() -> subprocess.Popen[bytes]:
+    """Start who ends all that descends from this process when it dies. Keep what is returned."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "actors.family", str(os.getpid())],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a signal to the driver's group is not for it
+    )  # fmt: skip
+
+
+def _watch(driver: int) -> None:
+    known: set[psutil.Process] = set()
+    while True:
+        dead, _, _ = select.select([sys.stdin], [], [], LOOK_S)
+        if dead:
+            break
+        known = {one for one in known | descendants(driver) if one.is_running()}
+    end(known - {psutil.Process()})
+
+
+if __name__ == "__main__":
+    _watch(int(sys.argv[1]))

@@ -1,0 +1,48 @@
+"""Does everything a driver has started end with it, also what has left its group?"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import ROOT
+
+DRIVER = """
+import subprocess, sys, time
+from actors.family import watched
+grandchild = "import subprocess, sys, time; " \\
+    "print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, flush=True); " \\
+    "time.sleep(60)"
+watcher = watched()
+child = subprocess.Popen([sys.executable, "-c", grandchild], start_new_session=True)
+print(child.pid, watcher.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_nothing_outlives_a_driver_that_is_killed(group: bool) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        assert driver.stdout is not None
+        pids = [int(word) for _ in range(2) for word in driver.stdout.readline().split()]
+        family = [psutil.Process(pid) for pid in pids]
+        assert len(family) == 3
+        time.sleep(3.0)  # the watcher has looked
+        os.killpg(driver.pid, signal.SIGKILL) if group else driver.kill()
+        driver.wait(timeout=30)
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+        assert bystander.poll() is None
+    finally:
+        driver.kill()
+        bystander.kill()
+        driver.wait(timeout=30)
+        bystander.wait(timeout=30)
