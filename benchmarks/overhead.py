@@ -63,7 +63,7 @@ def engines_ready_s(recipe: Recipe, folder: Path) -> float:
 
     policy = str(folder / "final")
     chat = Chat.load(policy, trust_remote_code=recipe.policy.trust_remote_code)
-    with cluster(recipe.rollouts.num_cpus * recipe.rollouts.workers, 120):
+    with cluster(recipe.rollouts.num_cpus * recipe.rollouts.fewest, 120):
         Rollouts(
             policy,
             chat,

@@ -109,8 +109,9 @@ def _own_texts(kind: type) -> dict[str, str]:
 
 def _kind(value: Node) -> str:
     """What may stand there, in words."""
-    if "anyOf" in value:
-        return " or ".join(_kind(one) for one in value["anyOf"])
+    choices = value.get("anyOf", value.get("oneOf", ()))
+    if "anyOf" in value or any("$ref" not in one for one in choices):
+        return " or ".join(_kind(one) for one in choices)
     if names := _references(value):
         return "section" if len(names) == 1 else "section with `kind`"
     if "enum" in value:

@@ -23,6 +23,20 @@ SAMPLES = 2
 """Responses shown per round."""
 
 
+def visible(text: str) -> str:
+    """What data or a model says, without what moves a cursor or changes a colour or a direction:
+    whatever cannot be printed is shown as its code."""
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def shown(text: str) -> str:
+    """`visible`, and nothing in it is markup."""
+    return escape(visible(text))
+
+
 class View:
     """Prints a run as it happens."""
 
@@ -30,7 +44,7 @@ class View:
         self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
-        self.shown: dict[str, float] = {}
+        self.told: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -44,18 +58,18 @@ class View:
         self.console.print(f"[green]✓[/] {name:<34} {time.perf_counter() - began:6.1f} s")
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text))
+        self.console.print(shown(text))
 
     def progress(self, what: str, done: int, total: int, loss: float) -> None:
         """A sign of life of a training; on a plain log only every quarter."""
         if self.bars is not None:
             if what not in self.tasks:
-                self.tasks[what] = self.bars.add_task(escape(what), total=total, loss=0.0)
+                self.tasks[what] = self.bars.add_task(shown(what), total=total, loss=0.0)
             self.bars.update(self.tasks[what], completed=done, loss=loss)
             return
         share = done / total
-        if share - self.shown.get(what, -1.0) >= 0.25 or done == total:
-            self.shown[what] = share
+        if share - self.told.get(what, -1.0) >= 0.25 or done == total:
+            self.told[what] = share
             known = "" if math.isnan(loss) else f": step {done} of {total}, loss {loss:.3f}"
             self.say(f"  {what}{known}")
 
@@ -101,7 +115,7 @@ class View:
         when = "before training" if row["round"] == 0 else f"after round {row['round']}"
         self.console.print(
             f"[bold]gold {when:<16}[/] sampled {100 * sampled['overall']:.1f} %  "
-            f"greedy {100 * greedy['overall']:.1f} %  ({escape(parts)})"
+            f"greedy {100 * greedy['overall']:.1f} %  ({shown(parts)})"
         )
 
     def _wave(self, row: Row) -> None:
@@ -111,7 +125,7 @@ class View:
             f"{row['step']}  gold {_(row['gold'], '.3f')}  reward {_(row['reward'], '.2f')}  "
             f"loss {_(row.get('loss'), '.3f')}  kl {_(row.get('kl'), '.3f')}  "
             f"pairs {row['pairs']}+{row['ties']} ties  {_(row.get('tokens_per_s'), '.0f')} tok/s  "
-            f"sync {1000 * row['sync_s']:.0f} ms  {_(row.get('wall_s'), '.1f')} s  {escape(arms)}"
+            f"sync {1000 * row['sync_s']:.0f} ms  {_(row.get('wall_s'), '.1f')} s  {shown(arms)}"
             f"{_critiques(row['critiques'])}{_failed(row['failed'])}"
         )
 
@@ -121,7 +135,7 @@ class View:
             rollout, score = report.rollouts[place], float(report.combined[place, 0])
             text = f"{rollout.prompt.text!r} -> {rollout.responses[0].text!r}"
             self.console.print(
-                f"  [dim]{escape(text[:300])}  {escape(names[place])} {_(score, '.2f')}[/]"
+                f"  [dim]{shown(text[:300])}  {shown(names[place])} {_(score, '.2f')}[/]"
             )
 
     def _refresh(self, row: Row) -> None:
@@ -136,9 +150,7 @@ class View:
 
     def _judge(self, row: Row) -> None:
         parts = "  ".join(f"{name} {100 * x:.0f}" for name, x in row["accuracy"].items())
-        self.console.print(
-            f"  judge {escape(row['name'])}: held-out pairs right, %: {escape(parts)}"
-        )
+        self.console.print(f"  judge {shown(row['name'])}: held-out pairs right, %: {shown(parts)}")
 
     def _bars_on(self) -> None:
         if self.console.is_terminal:
@@ -164,7 +176,7 @@ def _critiques(counts: Row) -> str:
     if not counts:
         return ""
     outcomes = {why: n for why, n in counts.items() if why != "tokens"}
-    return escape("  critiques " + ", ".join(f"{n} {why}" for why, n in outcomes.items()))
+    return shown("  critiques " + ", ".join(f"{n} {why}" for why, n in outcomes.items()))
 
 
 def _failed(failed: Row) -> str:
@@ -172,7 +184,7 @@ def _failed(failed: Row) -> str:
     parts = [
         f"{judge} {n} {why}" for judge, reasons in failed.items() for why, n in reasons.items()
     ]
-    return f"  [red]failed: {escape(', '.join(parts))}[/]" if parts else ""
+    return f"  [red]failed: {shown(', '.join(parts))}[/]" if parts else ""
 
 
 def _(value: Any, form: str) -> str:

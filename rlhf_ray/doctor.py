@@ -6,8 +6,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -52,6 +55,7 @@ def diagnose(*, engines: bool = True, engine_s: float = 180.0) -> list[Finding]:
         gpu(),
         port(),
         token(os.environ, Path.home()),
+        dashboard(os.environ),
         writable(Path("runs")),
     ]
 
@@ -161,15 +165,49 @@ def token(environ: Mapping[str, str], home: Path) -> Finding:
     """Whether Ray's token is there; a need only where an existing cluster is joined."""
     file = Path(environ.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
     joins = "RAY_ADDRESS" in environ
-    if environ.get("RAY_AUTH_MODE") == "disabled":
-        fix = "unset RAY_AUTH_MODE: whoever reaches the cluster can run code on it"
-        return Finding("ray token", None, "authentication is off", fix)
-    if environ.get("RAY_AUTH_TOKEN") or file.is_file():
-        where = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else str(file)
-        return Finding("ray token", True, f"in {where}")
+    if (mode := environ.get("RAY_AUTH_MODE", "token").lower()) != "token":
+        detail = f"authentication is off (RAY_AUTH_MODE={mode})"
+        if joins:
+            detail += f", RAY_ADDRESS is {environ['RAY_ADDRESS']}"
+        fix = "set RAY_AUTH_MODE=token on all nodes: whoever reaches the cluster can run code on it"
+        return Finding("ray token", False if joins else None, detail, fix)
+    if environ.get("RAY_AUTH_TOKEN"):
+        return Finding("ray token", True, "in RAY_AUTH_TOKEN")
+    if file.is_file():
+        if file.stat().st_mode & 0o077:
+            fix = f"chmod 600 {file}: who reads it can run code on the cluster"
+            return Finding("ray token", False, f"{file} can be read by others", fix)
+        return Finding("ray token", True, f"in {file}")
     detail = f"none, RAY_ADDRESS is {environ['RAY_ADDRESS']}" if joins else "none, none needed yet"
     fix = f"put the cluster's token into {file} (chmod 600) to join a cluster"
     return Finding("ray token", False if joins else None, detail, fix)
+
+
+def dashboard(environ: Mapping[str, str], limit_s: float = 10.0) -> Finding:
+    """Whether the cluster that jobs go to takes them from everybody."""
+    address = environ.get("RAY_API_SERVER_ADDRESS", "").rstrip("/")
+    if not address:
+        return Finding("ray jobs", None, "RAY_API_SERVER_ADDRESS is not set", "give --address")
+    fix = "start Ray on all nodes with RAY_AUTH_MODE=token"
+    try:
+        if takes_jobs_from_anyone(address, limit_s):
+            return Finding("ray jobs", False, f"{address} answers without a token", fix)
+    except (OSError, ValueError, HTTPException) as error:
+        return Finding("ray jobs", False, f"nothing answers at {address} ({error})", "start Ray")
+    return Finding("ray jobs", True, f"{address} wants a token")
+
+
+def takes_jobs_from_anyone(address: str, limit_s: float) -> bool:
+    """Whether a job server lists its jobs without a token.
+
+    Raises OSError, ValueError or HTTPException where nothing answers, or it is no address.
+    """
+    try:
+        with urllib.request.urlopen(f"{address}/api/jobs/", timeout=limit_s) as answer:
+            # A page to log in at is an answer too, but no list of jobs.
+            return bool(answer.read(1) == b"[")
+    except urllib.error.HTTPError:
+        return False
 
 
 def writable(runs: Path) -> Finding:

@@ -175,10 +175,12 @@ def credit(
     [P, K] is NaN there).
     """
     rows = np.array([pair.prompt_index for pair in pairs], dtype=np.int64)
+    counts = np.bincount(rows, minlength=len(rollouts))
+    sums = np.bincount(rows, weights=losses, minlength=len(rollouts))
     return np.array(
         [
-            -losses[rows == row].mean() if (rows == row).any() else _unpaired(rollout, scores)
-            for row, (rollout, scores) in enumerate(zip(rollouts, combined, strict=True))
+            -total / count if count else _unpaired(rollout, scores)
+            for count, total, rollout, scores in zip(counts, sums, rollouts, combined, strict=True)
         ]
     )
 

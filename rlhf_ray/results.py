@@ -11,6 +11,7 @@ import rlhf_ray
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.data.baselines import HashedNgrams, longer_response_accuracy
 from rlhf_ray.durable.fsio import atomic_write
+from rlhf_ray.durable.manifest import write_manifest
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Floats, Preference
 from rlhf_ray.metrics import Row, summary
@@ -22,6 +23,7 @@ def leave_results(recipe: Recipe, folder: Path, rows: Sequence[Row], wall_s: flo
     """Write card, summary and report beside `final/`; the summary."""
     found = summary(rows, status="completed", wall_s=wall_s)
     atomic_write(folder / "final" / "README.md", model_card(recipe, found).encode())
+    write_manifest(folder / "final", {})
     atomic_write(folder / "summary.json", json.dumps(found, indent=2).encode())
     write_report(folder)
     return found

@@ -3,8 +3,6 @@
 import ipaddress
 import logging
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -15,6 +13,7 @@ from urllib.parse import urlsplit
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from rlhf_ray.doctor import takes_jobs_from_anyone
 from rlhf_ray.errors import ClusterUnavailable, RecipeError
 from rlhf_ray.submit import Job, Submission
 
@@ -179,11 +178,7 @@ def is_local(address: str) -> bool:
 
 def _takes_jobs_from_anyone(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/api/jobs/", timeout=CONNECT_S) as answer:
-            # A page to log in at is an answer too, but no list of jobs.
-            return bool(answer.read(1) == b"[")
-    except urllib.error.HTTPError:
-        return False
+        return takes_jobs_from_anyone(address, CONNECT_S)
     except (OSError, HTTPException) as error:
         raise ClusterUnavailable(
             f"nothing answers at {address} ({error}); is the head up, and is this the address of "

@@ -17,7 +17,7 @@ from rlhf_ray.durable.journal import Journal
 from rlhf_ray.errors import BadData, RecipeError
 
 CHECKPOINTS = "checkpoints"
-MODELS = ("policy", "critic", "judges", "pretrained", "lessons", "refreshed")
+MODELS = ("policy", "critic", "judges", "pretrained", "lessons", "refreshed", "final")
 """Where folders with a manifest lie: these themselves, or what is in them."""
 
 

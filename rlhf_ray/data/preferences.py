@@ -66,7 +66,7 @@ def preference(record: Record, where: str) -> Preference:
     if chosen.strip() == rejected.strip():
         raise BadData(f"{where}: chosen and rejected are equal; remove the pair, it says nothing")
     return Preference(
-        id=records.label_field(record, "id", where) or records.default_id(where),
+        id=records.id_field(record, where),
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,

@@ -129,7 +129,7 @@ def _prompt(record: Record, where: str) -> Prompt:
     if kind is not None:
         _check_answer(answer, kind, choices, where)
     return Prompt(
-        id=records.label_field(record, "id", where) or records.default_id(where),
+        id=records.id_field(record, where),
         text=prompt_field(record, where),
         source=records.label_field(record, "source", where) or records.default_source(where),
         answer=answer,

@@ -13,6 +13,7 @@ from rlhf_ray.errors import BadData
 Record = dict[str, Any]
 ENDINGS = (".jsonl", ".json", ".parquet")
 PLACE = re.compile(r"(?P<file>.*)(?::| row )(?P<number>[0-9]+)", re.DOTALL)
+MOST_ID_BYTES = 200
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[^:/]+){0,2}")
 
 
@@ -204,6 +205,19 @@ def label_field(record: Record, key: str, where: str) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return text_field(record, key, where).strip()
+
+
+def id_field(record: Record, where: str) -> str:
+    """The id of a record, or one made of its file and line. Ids never become paths."""
+    name = label_field(record, "id", where)
+    if name is None:
+        return default_id(where)
+    if not name.isprintable() or len(name.encode()) > MOST_ID_BYTES:
+        raise BadData(
+            f"{where}: id {name[:40]!r} has control characters or more than {MOST_ID_BYTES} bytes; "
+            "give the record a short one, or leave it out"
+        )
+    return name
 
 
 def texts_field(record: Record, key: str, where: str) -> tuple[str, ...]:

@@ -35,8 +35,9 @@ class Address:
         self._secrets: tuple[str, ...] = ()
         self.authorization: dict[str, str] = {}
         if token:
-            self._secrets = (token,)
-            self.authorization = {"authorization": f"Bearer {token}"}
+            scheme, _, login = token.rpartition(" ")
+            self._secrets = tuple(filter(None, (login, _password(login) if scheme else "")))
+            self.authorization = {"authorization": f"{scheme or 'Bearer'} {login}"}
         elif full.userinfo:
             login = base64.b64encode(f"{full.username}:{full.password}".encode()).decode()
             self._secrets = tuple(filter(None, (login, full.password)))
@@ -112,7 +113,7 @@ def _is_here(host: str) -> bool:
 
 
 def _token(env: str | None, file: str | None) -> str:
-    """The bearer token, empty where none is asked for; read here and nowhere else."""
+    """A bearer token or `Basic` and a login in base64; empty where none is asked for."""
     if env and file:
         raise RecipeError(f"token_env '{env}' and token_file '{file}': give one of them")
     if not env and not file:
@@ -124,9 +125,18 @@ def _token(env: str | None, file: str | None) -> str:
         raise RecipeError(f"{where} cannot be read: {type(error).__name__}") from error
     if not token:
         raise RecipeError(f"{where} is missing or empty; put the bearer token there")
-    if not (token.isascii() and token.isprintable()) or " " in token:
+    bare = token.removeprefix("Basic ")
+    if not (bare.isascii() and bare.isprintable()) or " " in bare:
         raise RecipeError(f"{where} does not hold a token: it has blanks or special characters")
     return token
+
+
+def _password(login: str) -> str:
+    """Of `user:password` in base64, which a service may repeat as it reads it; empty for others."""
+    try:
+        return base64.b64decode(login, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _without_login(text: str) -> str:

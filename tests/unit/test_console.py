@@ -1,6 +1,7 @@
 """Does a plain log say in a line what went wrong, and what became of judges?"""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import fakes
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlhf_ray.console import View
+from rlhf_ray.console import View, visible
 from rlhf_ray.messages import (
     Choices,
     Critiques,
@@ -93,3 +94,35 @@ def test_a_sample_whose_judge_failed_is_shown_without_a_score() -> None:
 )
 def test_a_refresh_is_one_line(row: dict[str, Any], line: str) -> None:
     assert said(row) == line
+
+
+CONTROLS = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\rf\x00[red]g"
+
+
+def test_what_data_and_models_say_moves_no_cursor_and_is_no_markup() -> None:
+    plain = "a\\x1b[2Jb\\x1b]0;title\\x07c\\x9b31md\\u202ee\\rf\\x00[red]g"
+    assert visible(CONTROLS) == plain
+    assert visible("zwei\n\tZeilen äß 漢字 🙂") == "zwei\n\tZeilen äß 漢字 🙂"
+    accuracy = {"overall": 0.5, "by_source": {CONTROLS: 0.5}}
+    rows: list[dict[str, Any]] = [
+        {"kind": "evaluation", "round": 1, "sampled": accuracy, "greedy": accuracy},
+        {"kind": "judge", "name": CONTROLS, "accuracy": {CONTROLS: 0.5}},
+        REFRESH | {"judge": CONTROLS, "promoted": False, "why": CONTROLS},
+        WAVE | {"arms": {CONTROLS: 1}, "failed": {CONTROLS: {CONTROLS: 1}}},
+        WAVE | {"critiques": {CONTROLS: 1}},
+    ]
+    for row in rows:
+        line = said(row)
+        assert plain in line
+        assert line.isprintable()
+
+
+def test_a_sample_is_shown_without_what_moves_a_cursor() -> None:
+    printed = io.StringIO()
+    report = report_of(0)
+    prompt = replace(report.rollouts[0].prompt, text=CONTROLS)
+    response = replace(report.rollouts[0].responses[0], text=CONTROLS)
+    rollout = replace(report.rollouts[0], prompt=prompt, responses=(response,))
+    View(Console(file=printed, width=4000)).row(WAVE, replace(report, rollouts=[rollout]))
+    assert printed.getvalue().replace("\n", "").isprintable()
+    assert printed.getvalue().count("[red]g") == 2

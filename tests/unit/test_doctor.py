@@ -3,6 +3,8 @@
 import tomllib
 from pathlib import Path
 
+import pytest
+from misbehaving import closed_port, listener
 from packaging.requirements import Requirement
 from rich.console import Console
 
@@ -82,6 +84,10 @@ def test_a_token_is_needed_only_to_join_a_cluster(tmp_path: Path) -> None:
     file = tmp_path / ".ray" / "auth_token"
     file.parent.mkdir()
     file.write_text("secret")
+    file.chmod(0o644)
+    open_to_all = doctor.token({"RAY_ADDRESS": "host:6379"}, tmp_path)
+    assert (open_to_all.ok, open_to_all.fix[:10]) == (False, "chmod 600 ")
+    file.chmod(0o600)
     found = doctor.token({"RAY_ADDRESS": "host:6379"}, tmp_path)
     assert found == Finding("ray token", True, f"in {file}")
 
@@ -90,8 +96,31 @@ def test_a_token_is_never_shown(tmp_path: Path) -> None:
     assert "secret" not in str(doctor.token({"RAY_AUTH_TOKEN": "secret"}, tmp_path))
 
 
-def test_authentication_that_is_off_is_noted(tmp_path: Path) -> None:
-    assert doctor.token({"RAY_AUTH_MODE": "disabled"}, tmp_path).ok is None
+def test_authentication_that_is_off_is_noted_and_is_bad_where_a_cluster_is_joined(
+    tmp_path: Path,
+) -> None:
+    off = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "secret"}
+    assert doctor.token(off, tmp_path).ok is None
+    found = doctor.token(off | {"RAY_ADDRESS": "host:6379"}, tmp_path)
+    assert found.ok is False
+    assert (
+        found.detail == "authentication is off (RAY_AUTH_MODE=disabled), RAY_ADDRESS is host:6379"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "ok"), [(b"HTTP/1.1 200 -\r\n\r\n[]", False), (b"HTTP/1.1 401 -\r\n\r\n", True)]
+)
+def test_a_cluster_that_takes_jobs_from_everybody_is_bad(answer: bytes, ok: bool) -> None:
+    with listener(answer) as port:
+        found = doctor.dashboard({"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}/"})
+    assert found.ok is ok
+
+
+@pytest.mark.parametrize("address", [f"http://127.0.0.1:{closed_port()}", "no address"])
+def test_a_cluster_for_jobs_that_does_not_answer_is_bad(address: str) -> None:
+    assert doctor.dashboard({"RAY_API_SERVER_ADDRESS": address}).ok is False
+    assert doctor.dashboard({}).ok is None
 
 
 def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path) -> None:
@@ -112,6 +141,7 @@ def test_the_table_shows_fixes_only_where_something_is_to_be_done() -> None:
 
 def test_a_diagnosis_without_engines_is_quick_and_covers_all() -> None:
     names = [one.name for one in doctor.diagnose(engines=False)]
-    assert names[-8:] == [
-        "torch add-ons", "cores", "memory", "disk", "gpu", "ports", "ray token", "run folders",
+    assert names[-9:] == [
+        "torch add-ons", "cores", "memory", "disk", "gpu", "ports", "ray token", "ray jobs",
+        "run folders",
     ]  # fmt: skip

@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[2]
 # further left on its own. Inside a unit anything goes but a circle.
 FLOORS = (
     "messages errors keys charts losses",
-    "config.section config.judges config.schema config.load rewards.rules preferences.pairs "
-    "preferences.strength weights data preferences config.folders config.resources bandit gold "
-    "rollouts metrics evaluation durable remote critiques scheduling config.checks "
-    "report_judges report report_strength results verify doctor",
+    "config.section config.judges config.schema config.secrets config.load rewards.rules "
+    "preferences.pairs preferences.strength weights data preferences config.folders "
+    "config.resources bandit gold rollouts metrics evaluation durable remote critiques scheduling "
+    "config.checks report_judges report report_strength scale results verify same_end selftest "
+    "doctor",
     "training rewards driver bootstrap judge_refresh refresh console judge_tables",
     "actors",
     "launch",
