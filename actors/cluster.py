@@ -95,13 +95,13 @@ def draining() -> dict[str, float]:
 
 
 def room(cpus: float, gpus: float, others: tuple[float, float]) -> int:
-    """Workers of `cpus` and `gpus` each that the nodes hold beside `others` (CPUs, GPUs)."""
-    there = totals()
+    """Workers of `cpus` and `gpus` each that the living nodes hold beside `others` (CPUs, GPUs)."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not os.environ.get("RAY_ADDRESS"):  # a cluster of our own admits more than the machine has
-        there = (float(os.cpu_count() or 1), there[1])
-    fits = [
-        (total - other) // own
-        for total, other, own in zip(there, others, (cpus, gpus), strict=True)
-        if own > 0
-    ]
-    return max(0, int(min(fits))) if fits else 0
+        nodes = [node | {"CPU": float(os.cpu_count() or 1)} for node in nodes]
+    asked = [(kind, own) for kind, own in (("CPU", cpus), ("GPU", gpus)) if own > 0]
+    if not asked:
+        return 0
+    held = sum(min(node.get(kind, 0.0) // own for kind, own in asked) for node in nodes)
+    taken = max(other / own for other, own in zip(others, (cpus, gpus), strict=True) if own > 0)
+    return max(0, int(held - math.ceil(taken)))

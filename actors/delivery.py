@@ -23,7 +23,8 @@ class WorkerClient:
     """The rollout workers as vLLM's trainer side calls them; lives in the learner's rank 0.
 
     Calls are queued and waited for at the end: an actor runs them one after another anyway. A
-    worker that fails is left out from then on and does not hold up the others.
+    worker that fails is left out from then on and does not hold up the others; with NCCL, which
+    sends to all of them at once, it does, and costs the gang.
     """
 
     def __init__(self, tensor_parallel: int, timeout_s: float) -> None:
@@ -38,6 +39,7 @@ class WorkerClient:
         """Whom the next delivery goes to, and what it is."""
         self.workers, self.version, self.delivery = workers, version, delivery
         self.failed, self._pending, self._chunk_under_way = {}, [], False
+        self.ends = time.monotonic() + self.timeout_s
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """NCCL ranks of the workers follow the trainer's, a tensor-parallel group each."""
@@ -84,12 +86,12 @@ class WorkerClient:
 
     def _results(self, pending: Sequence[tuple[int, Any]]) -> dict[int, Any]:
         """{worker: the last of its results}, without those that failed."""
-        ends, found = time.monotonic() + self.timeout_s, {}
+        found: dict[int, Any] = {}
         for number, ref in pending:
             if number in self.failed:
                 continue
             try:
-                found[number] = ray.get(ref, timeout=max(0.0, ends - time.monotonic()))
+                found[number] = ray.get(ref, timeout=max(0.0, self.ends - time.monotonic()))
             except RlhfRayError:
                 raise
             except RayError as error:

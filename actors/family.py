@@ -49,7 +49,9 @@ def _watch(driver: int) -> None:
         if dead:
             break
         known = {one for one in known | descendants(driver) if one.is_running()}
-    end(known - {psutil.Process()})
+    # What was born since the last look descends from what was known then.
+    born = {child for one in known for child in descendants(one.pid)}
+    end((known | born) - {psutil.Process()})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from actors.pool import FETCH_S, Tell, WorkerPool, finish, gather
 from actors.waiting import last_line, limits, log_to
 from rlhf_ray.config.judges import Critic, Judge, JudgeFleet
 from rlhf_ray.config.schema import Timeouts
-from rlhf_ray.errors import JudgeFailed, RlhfRayError
+from rlhf_ray.errors import ClusterUnavailable, JudgeFailed, RlhfRayError
 from rlhf_ray.messages import (
     Choices,
     Critiques,
@@ -181,43 +181,60 @@ class Judges:
             "num_gpus": settings.num_gpus,
             "precision": settings.precision,
         }
+        # No chunk is late before its limit: a service may try again for longer than usual.
+        wait_s = timeouts.score_s
         self._wanted = wanted or (lambda: settings.workers)
         self._place = partial(Place, settings=settings, options=options, logs=logs)
         self._pool = partial(
-            WorkerPool, size=1, limits=limits(timeouts, call_s=timeouts.score_s), tell=tell
+            WorkerPool, size=1, limits=limits(timeouts, call_s=wait_s, floor_s=wait_s), tell=tell
         )
-        self.size, self.homes = 0, {}
+        self.size, self.tell, self.start_s = 0, tell, timeouts.engine_s
+        self.homes: dict[str, list[int]] = {}
+        """The places that hold each judge."""
         self.places: list[Place] = []
         self.pools: list[WorkerPool] = []
         self._fit()
 
-    homes: dict[str, list[int]]
-    """The places that hold each judge."""
+    def make_room(self) -> None:
+        """Workers that have not started yet wait behind others."""
+        for pool in self.pools:
+            pool.make_room()
 
     def _fit(self) -> None:
-        """As many places as are wanted now, with the judges that belong there."""
+        """As many places as are wanted now, with the judges that belong there.
+
+        Where there is no room for more, judges stay where they are.
+        """
         if (size := self._wanted()) == self.size:
             return
-        self.size = size
-        entries = {name: one.entry for name, one in self.editions.items()}
-        self.homes = places(entries, size)
-        count = 1 + max(number for home in self.homes.values() for number in home)
+        first, self.size = not self.size, size
+        homes = places({name: one.entry for name, one in self.editions.items()}, size)
+        count = 1 + max(number for home in homes.values() for number in home)
+        more = [self._place(number) for number in range(len(self.places), count)]
+        for place in more:
+            self._shelve(place, homes)
+        pools = [self._pool(place) for place in more]
+        try:
+            gather(pools, within_s=None if first else self.start_s) if pools else None
+        except ClusterUnavailable as error:
+            for pool in pools:
+                pool.stop()
+            if first:
+                raise
+            self.tell(f"judges stay on {len(self.pools)} workers, {size} were ordered: {error}")
+            return
+        self.homes, old = homes, self.pools[:count]
         for pool in self.pools[count:]:
             pool.stop()
-        del self.pools[count:], self.places[count:]
-        for place, pool in zip(self.places, self.pools, strict=True):
-            self._shelve(place)
+        self.places, self.pools = [*self.places[:count], *more], [*old, *pools]
+        for place, pool in zip(self.places, old, strict=False):
+            self._shelve(place, homes)
             pool.publish()
-        for number in range(len(self.pools), count):
-            self.places.append(self._place(number))
-            self._shelve(self.places[-1])
-            self.pools.append(self._pool(self.places[-1]))
-        gather(self.pools)
+        if old:
+            gather(old)
 
-    def _shelve(self, place: Place) -> None:
-        place.editions = [
-            one for name, one in self.editions.items() if place.number in self.homes[name]
-        ]
+    def _shelve(self, place: Place, homes: Mapping[str, Sequence[int]]) -> None:
+        place.editions = [one for name, one in self.editions.items() if place.number in homes[name]]
 
     def score(
         self, step: Step, choices: Choices, rollouts: Sequence[Rollout], critiques: Critiques
@@ -257,7 +274,7 @@ class Judges:
         old = self.editions[name]
         self.editions[name] = old._replace(path=path, number=old.number + 1)
         for number in self.homes[name]:
-            self._shelve(self.places[number])
+            self._shelve(self.places[number], self.homes)
             self.pools[number].publish()
         gather([self.pools[number] for number in self.homes[name]])
 

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from actors.waiting import get, log_to
+from actors.waiting import last_line, log_to, resources
 from rlhf_ray.config.schema import Learner, Timeouts
 from rlhf_ray.data.batches import Tokens
-from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost
+from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost, RlhfRayError
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import Floats, Pair, Step, UpdateReport
+
+PEERS_S = 20.0
+"""A rank that died is known to be dead after this, and its peers have noticed earlier."""
 
 
 class LearnerActor:
@@ -87,15 +91,18 @@ class LearnerActor:
         """What is trained now is what `deliver` sends; `probes` are compared after each time."""
         self.policy, self.client, self.probes = self.trainer, client, probes
         self.meet: Any = partial(_meet, backend, client, self.policy, self.rank, chunk_bytes)
+        self.sender: Any = None
         self.met: tuple[int, ...] = ()
 
-    def deliver(
-        self, workers: Mapping[int, Any], version: int, delivery: int, address: tuple[str, int]
-    ) -> dict[int, Any]:
+    def deliver(self, workers: Mapping[int, Any], version: int, delivery: int) -> dict[int, Any]:
         """Send the weights; per worker, the largest difference in log-probability on the probes, or
         why it has none. {} from all ranks but the first."""
         self.client.address(workers, version, delivery)
         if self.met != tuple(workers):
+            if self.sender is not None:
+                self.sender.shutdown()
+            # Only the first rank talks to the workers.
+            address = self.address() if self.rank == 0 else ("", 0)
             self.sender, self.met = self.meet(address, len(workers)), tuple(workers)
         self.sender.send_weights()
         answers = self.client.logprobs(self.probes) if self.rank == 0 else dict
@@ -236,12 +243,21 @@ class Learners:
 
     def deliver(self, workers: Mapping[int, Any], version: int, delivery: int) -> list[Any]:
         """References, one per rank, that `delivered` reads."""
-        order = (dict(workers), version, delivery, self._address())
-        return [rank.deliver.remote(*order) for rank in self.ranks]
+        order = (dict(workers), version, delivery)
+        self._delivering = [rank.deliver.remote(*order) for rank in self.ranks]
+        return self._delivering
 
     def delivered(self, ref: Any) -> dict[int, Any]:
-        """Per rollout worker, how far it is from the learner after the delivery."""
-        found: dict[int, Any] = self._get(ref, timeout_s=self.timeouts.sync_s, what="deliver")
+        """Per rollout worker, how far it is from the learner after the delivery.
+
+        Whatever ends a delivery but an error of ours leaves senders that nobody can use again.
+        """
+        try:
+            found: dict[int, Any] = ray.get(ref, timeout=self.timeouts.sync_s)
+        except RlhfRayError:
+            raise
+        except RayError as error:
+            raise LearnersLost(f"the learners to deliver: {last_line(error)}") from error
         return found
 
     def save(self, folder: Path) -> None:
@@ -267,10 +283,37 @@ class Learners:
         return found
 
     def _get(self, refs: Any, *, timeout_s: float, what: str) -> Any:
+        """Results of calls on ranks. Raises LearnersLost where a rank died or is late."""
         try:
-            return get(refs, timeout_s=timeout_s, what=f"the learners to {what}")
-        except ClusterUnavailable as error:
-            raise LearnersLost(*error.args) from error
+            return ray.get(refs, timeout=timeout_s)
+        except RlhfRayError:
+            raise
+        except GetTimeoutError as error:
+            raise LearnersLost(
+                f"waited {timeout_s:.0f} s for the learners to {what}; they may need longer "
+                f"(timeouts.* in the recipe), or there is no room for them ({resources()})"
+            ) from error
+        except RayTaskError as error:
+            # A rank whose peer died fails as well, and may be heard first.
+            if _any_died(refs if isinstance(refs, list) else [refs]):
+                raise LearnersLost(f"the learners to {what}: {last_line(error)}") from error
+            raise
+        except RayError as error:
+            why = f"a rank died. {last_line(error)}"
+            raise LearnersLost(f"the learners to {what}: {why}") from error
+
+
+def _any_died(refs: Sequence[Any]) -> bool:
+    """Whether one of the calls will not come back, because its process is gone."""
+    ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=PEERS_S)
+    for ref in ready:
+        try:
+            ray.get(ref, timeout=PEERS_S)
+        except (RlhfRayError, RayTaskError):
+            continue
+        except RayError:
+            return True
+    return False
 
 
 def differences(

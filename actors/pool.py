@@ -4,19 +4,13 @@ it is said. Nothing is decided here (`rlhf_ray.scheduling` does), and there is o
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    GetTimeoutError,
-    OutOfMemoryError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayError
 
 from actors.cluster import draining
+from actors.faults import told
 from actors.waiting import last_line, resources
 from rlhf_ray.errors import ClusterUnavailable, LearnersLost, RlhfRayError
 from rlhf_ray.scheduling.crew import State
@@ -55,6 +49,7 @@ LOOK_S = 5.0
 """Between two looks at which nodes go away and how many workers are wanted."""
 
 
+T = TypeVar("T")
 Tell = Callable[[str], None]
 """Shows a line to who watches the run."""
 
@@ -103,6 +98,8 @@ class WorkerPool:
         self.tell = tell
         self.version = 0
         """Counts what was published; what a version holds is the workers' business."""
+        self.proven = False
+        """Whether a worker has ever started: what is asked of them can be."""
         self._begin()
 
     def _begin(self) -> None:
@@ -114,7 +111,8 @@ class WorkerPool:
         self.nodes: dict[int, str] = {}
         self._to_load: list[int] = []
         self._loads: dict[Any, float] = {}
-        self._looked, self._told = time.monotonic(), 0
+        self._looked, self._told, self._closed = time.monotonic(), 0, 0
+        self._last_failure = ""
         self.say(Scale(self.size))
 
     def submit(self, kind: str, jobs: Mapping[Key, Any]) -> None:
@@ -146,18 +144,20 @@ class WorkerPool:
         """Whether jobs are left to be done."""
         return self.pool.work.left > 0
 
+    def ready(self) -> int:
+        """Workers that hold what was published last."""
+        crew = self.pool.crew
+        there = [one for one in crew.workers.values() if one.version == crew.version]
+        return sum(worker.state is State.READY for worker in there)
+
     def late(self, needed: int) -> bool:
         """Whether weights are on their way, or fewer than `needed` workers are ready for jobs.
 
         Workers that start are not waited for: there may be no room for them.
         """
         crew = self.pool.crew
-        ready = sum(
-            worker.state is State.READY and worker.version == crew.version
-            for worker in crew.workers.values()
-        )
         loading = any(worker.state is State.WARM for worker in crew.workers.values())
-        return loading or ready < min(needed, max(1, crew.open_slots()))
+        return loading or self.ready() < min(needed, max(1, crew.open_slots()))
 
     def take(self, keys: Iterable[Key]) -> list[Any]:
         """What came of jobs that are done; it is not kept."""
@@ -171,13 +171,14 @@ class WorkerPool:
         try:
             self._hear()
         except LearnersLost:
-            self._forget_loads()
+            self.forget_loads()
             raise
 
     def _hear(self) -> None:
-        ready, _ = ray.wait(list(self.calls), num_returns=len(self.calls), timeout=0) \
-            if self.calls else ([], [])  # fmt: skip
-        for ref in ready:
+        calls = list(self.calls)
+        # Results on other nodes count as they are made, not as they arrive here.
+        for ref in ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)[0] \
+                if calls else ():  # fmt: skip
             self.calls.pop(ref)(ref)
         self._look()
         self._end_loads()
@@ -197,13 +198,20 @@ class WorkerPool:
         new, self._told = deaths - self._told, deaths
         for death in list(crew.last_deaths)[-new:] if new else ():
             self.tell(f"{self.workers.name} {death}")
+        closed = len(crew.slots) - crew.open_slots()
+        if closed > self._closed:
+            self.tell(
+                f"{closed} of {len(crew.slots)} {self.workers.name} workers failed to start twice "
+                "and are left out until the next weights"
+            )
+        self._closed = closed
 
     def _do(self, action: Action) -> None:
         match action:
             case Start(number):
                 actor = self.actors[number] = self.workers.make(number)
                 ready = self.workers.start(actor, self.version)
-                self._call(ready, number, lambda version: Started(number, version))
+                self._call(ready, number, lambda version: self._started(number, version))
             case Load(number):
                 self._to_load.append(number)
             case Ping(number):
@@ -232,7 +240,7 @@ class WorkerPool:
                 found = ray.get(ready, timeout=FETCH_S)
             except (RayError, GetTimeoutError) as error:
                 self._gone(number, error)
-                self.say(told(number, error, key))
+                self.say(told(number, error, key, ours=key is not None or not self.proven))
             else:
                 self.say(event(found))
 
@@ -241,6 +249,10 @@ class WorkerPool:
     def _gone(self, number: int, error: Exception) -> None:
         if isinstance(error, ActorDiedError | OutOfMemoryError):
             self.actors.pop(number, None)
+
+    def _started(self, number: int, version: int) -> Event:
+        self.proven = True
+        return Started(number, version)
 
     def _pong(self, number: int) -> Callable[[str], Event]:
         def event(node: str) -> Event:
@@ -258,7 +270,11 @@ class WorkerPool:
 
     def _load(self) -> None:
         """One delivery for all that wait for weights."""
-        actors = {number: self.actors[number] for number in self._to_load if number in self.actors}
+        if self._loads:  # one delivery at a time, so that how long it lasts is its own
+            return
+        # In order: who meets the same workers again need not meet anew.
+        numbers = sorted(number for number in self._to_load if number in self.actors)
+        actors = {number: self.actors[number] for number in numbers}
         self._to_load, version = [], self.pool.crew.version
         if not actors:
             return
@@ -279,30 +295,51 @@ class WorkerPool:
             if (error := self.workers.overdue(time.monotonic() - began)) is not None:
                 raise error
 
-    def _forget_loads(self) -> None:
-        """Who sends the weights is lost: nobody knows what the workers hold that waited for them,
-        and no other answer of the lost one shall be heard."""
+    def forget_loads(self) -> None:
+        """Who sends the weights is another one now: nobody knows what the workers hold that waited
+        for them, and no other answer of the old one shall be heard."""
         for ref in self._loads:
             self.calls.pop(ref, None)
         self._loads = {}
+        self._withdraw(State.WARM, "its weights did not come")
+
+    def make_room(self) -> None:
+        """Let others have what workers that have not started yet are waiting for."""
+        self._withdraw(State.STARTING, "makes room")
+
+    def _withdraw(self, state: State, why: str) -> None:
+        """End workers that are not to blame; others take their places."""
         for worker in list(self.pool.crew.workers.values()):
-            if worker.state is State.WARM:
-                self.say(Failed(worker.number, Fault.INFRA, "its weights did not come"))
+            if worker.state is state:
+                ray.kill(self.actors.pop(worker.number))
+                self.say(Died(worker.number, Death.WITHDRAWN, why))
 
     def _look(self) -> None:
         now = time.monotonic()
         if now < self._looked + LOOK_S:
             return
         self._looked = now
-        leaving = draining()
-        for number, node in list(self.nodes.items()):
-            if number not in self.actors:
-                del self.nodes[number]
-            elif node in leaving:
+        self.nodes = {one: node for one, node in self.nodes.items() if one in self.actors}
+        nothing: dict[str, float] = {}
+        leaving, size = self._seen(draining, nothing), self._seen(self.wanted, self.size)
+        for number, node in self.nodes.items():
+            if node in leaving:
                 self.say(Leaving(number, leaving[node]))
-        if self.wanted is not None and (size := self.wanted()) != self.size:
+        if size != self.size:
             self.size = size
             self.say(Scale(size))
+
+    def _seen(self, look: Callable[[], T] | None, otherwise: T) -> T:
+        """What a look finds. One that fails ends no run: it is told, and there is a next one."""
+        if look is None:
+            return otherwise
+        try:
+            return look()
+        except (RlhfRayError, RayError, OSError, RuntimeError, ValueError) as error:
+            if (said := last_line(error)) != self._last_failure:
+                self.tell(f"{self.workers.name} workers: {said}")
+            self._last_failure = said
+            return otherwise
 
 
 def finish(pools: Iterable[WorkerPool]) -> None:
@@ -312,23 +349,30 @@ def finish(pools: Iterable[WorkerPool]) -> None:
         turn(busy)
 
 
-def gather(pools: Sequence[WorkerPool], needed: int = 1) -> None:
-    """Until as many workers of each pool as are needed hold what was published last.
+def gather(pools: Sequence[WorkerPool], needed: int = 1, within_s: float | None = None) -> None:
+    """Until as many workers of each pool as are needed hold what was published last; after
+    `within_s` (None: as long as a pool may be short of workers) one of each is enough.
 
-    Raises ClusterUnavailable where that takes longer than a pool may be short of workers.
+    Raises ClusterUnavailable where a pool has none then.
     """
-    ends = time.monotonic() + max(pool.limits.short_s for pool in pools)
+    ends = time.monotonic() + (within_s or max(pool.limits.short_s for pool in pools))
     for pool in pools:
         pool.hear()
     while late := [pool for pool in pools if pool.late(needed)]:
         if time.monotonic() > ends:
-            deaths = [death for pool in late for death in pool.pool.crew.last_deaths]
-            raise ClusterUnavailable(
-                f"too few {late[0].workers.name} workers were ready after "
-                f"{late[0].limits.short_s:g} s ({resources()}); the last that died: "
-                f"{'; '.join(deaths) or 'none'}. timeouts.engine_s is what one may take"
-            )
+            break
         turn(late)
+    for pool in late:
+        if not pool.ready():
+            deaths = "; ".join(pool.pool.crew.last_deaths) or "none"
+            raise ClusterUnavailable(
+                f"no {pool.workers.name} worker was ready in time ({resources()}); the last that "
+                f"died: {deaths}. timeouts.engine_s is what one may take to start"
+            )
+        pool.tell(
+            f"{pool.ready()} of {needed} {pool.workers.name} workers are ready, others join later "
+            f"({resources()})"
+        )
 
 
 def turn(pools: Sequence[WorkerPool]) -> None:
@@ -336,29 +380,8 @@ def turn(pools: Sequence[WorkerPool]) -> None:
     tick_s = min(pool.limits.tick_s for pool in pools)
     calls = [ref for pool in pools for ref in pool.calls]
     if calls:
-        ray.wait(calls, num_returns=1, timeout=tick_s)
+        ray.wait(calls, num_returns=1, timeout=tick_s, fetch_local=False)
     else:
         time.sleep(tick_s)
     for pool in pools:
         pool.hear()
-
-
-def told(worker: int, error: Exception, key: Key | None) -> Event:
-    """What a call that failed says about its worker. Raises errors that are for the user."""
-    if isinstance(error, RlhfRayError):
-        raise error
-    why = last_line(error)
-    match error:
-        case OutOfMemoryError():
-            return Died(worker, Death.OUT_OF_MEMORY, why)
-        case ActorDiedError() if error.preempted:
-            return Died(worker, Death.PREEMPTED, why)
-        case ActorDiedError() if error.actor_init_failed:
-            return Died(worker, Death.INIT_FAILED, why)
-        case ActorDiedError():
-            return Died(worker, Death.INFRA, why)
-        case ActorUnavailableError() | GetTimeoutError():
-            return Failed(worker, Fault.INFRA, why, key)
-        case RayTaskError():  # its own code raised: the next one might raise as well
-            return Failed(worker, Fault.DATA, why, key)
-    return Failed(worker, Fault.INFRA, why, key)

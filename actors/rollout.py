@@ -9,7 +9,7 @@ import ray
 from numpy.typing import NDArray
 
 from actors.pool import Tell, WorkerPool, finish, gather
-from actors.waiting import limits, log_to
+from actors.waiting import CALL_FLOOR_S, limits, log_to
 from rlhf_ray.config.schema import Rollouts as Settings
 from rlhf_ray.config.schema import Timeouts
 from rlhf_ray.data.batches import Tokens
@@ -25,7 +25,7 @@ class RolloutActor:
     def __init__(self, name: str, logs: Path | None, threads: int) -> None:
         log_to(logs, name, threads)
         self.engine: Any = None
-        self.delivery = 0
+        self.met, self.delivery = False, 0
         """Which delivery of weights the engine holds; 0: those it started from."""
 
     @ray.method(concurrency_group="health")  # type: ignore[untyped-decorator]
@@ -48,6 +48,9 @@ class RolloutActor:
         return found
 
     def init_weight_transfer_engine(self, request: Any) -> None:
+        if self.met:  # with another set of workers: their group is of no more use
+            self.engine.llm.shutdown_weight_transfer_engine()
+        self.met = True
         self.engine.llm.init_weight_transfer_engine(request)
 
     def start_weight_update(self) -> None:
@@ -87,7 +90,8 @@ class RolloutWorkers:
     def __init__(
         self, name: str, path: str, settings: Settings, arguments: Any, logs: Path | None
     ) -> None:
-        self.name, self.source = name, None
+        self.name = name
+        self.source: Source | None = None
         self._start = (path, settings, arguments)
         self._make = (logs, settings.threads)
         self._remote: Any = ray.remote(
@@ -95,8 +99,6 @@ class RolloutWorkers:
             num_gpus=settings.num_gpus,
             concurrency_groups={"health": 1},
         )(RolloutActor)
-
-    source: Source | None
 
     def make(self, number: int) -> Any:
         return self._remote.remote(f"{self.name}-{number}", *self._make)
@@ -165,10 +167,10 @@ class Rollouts:
             "trust_remote_code": trust_remote_code,
         }
         self.workers = RolloutWorkers(name, path, settings, arguments, logs)
-        wait = limits(timeouts, call_s=timeouts.generate_s)
+        wait = limits(timeouts, call_s=timeouts.generate_s, floor_s=CALL_FLOOR_S)
         size = wanted() if wanted else settings.fewest
         self.pool = WorkerPool(self.workers, size, wait, tell=tell, wanted=wanted)
-        gather([self.pool], settings.fewest)
+        gather([self.pool], settings.fewest, within_s=timeouts.engine_s)
 
     def generate(
         self, purpose: str, prompts: Sequence[Prompt], *, samples: int, **options: Any
@@ -191,9 +193,15 @@ class Rollouts:
 
     def publish(self, source: Source) -> None:
         """All workers load what the source holds now, those that come later as well."""
+        if source is not self.workers.source:  # what another one sent may still be under way
+            self.pool.forget_loads()
         self.workers.source = source
         self.pool.publish()
         gather([self.pool])
+
+    def make_room(self) -> None:
+        """Workers that have not started yet wait behind others."""
+        self.pool.make_room()
 
     def stop(self) -> None:
         """End these processes."""

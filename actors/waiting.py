@@ -1,59 +1,31 @@
 """Every wait on an actor: it has a deadline and says what it waited for."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
 
 from rlhf_ray.config.schema import Timeouts
-from rlhf_ray.errors import ClusterUnavailable
 from rlhf_ray.scheduling.limits import Limits
 
 CALL_FLOOR_S = 60.0
-"""No call is late before."""
+"""No chunk of rollouts is late before."""
 
 
-def get(refs: Any, *, timeout_s: float, what: str) -> Any:
-    """Results of actor calls, in order.
-
-    Raises ClusterUnavailable when they are late or a worker died; an error of ours passes through.
-    """
-    try:
-        return ray.get(refs, timeout=timeout_s)
-    except GetTimeoutError as error:
-        raise ClusterUnavailable(
-            f"waited {timeout_s:.0f} s for {what}; it may need longer (timeouts.* in the recipe), "
-            f"or the cluster cannot place it ({resources()})"
-        ) from error
-    except RayActorError as error:
-        raise ClusterUnavailable(f"{what}: a worker died. {last_line(error)}") from error
-
-
-def first(refs: Sequence[Any], *, timeout_s: float, what: str) -> Any:
-    """The reference that is ready first. Raises ClusterUnavailable after `timeout_s`."""
-    ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
-    if not ready:
-        raise ClusterUnavailable(
-            f"waited {timeout_s:.0f} s for {what}; see timeouts.* in the recipe"
-        )
-    return ready[0]
-
-
-def limits(timeouts: Timeouts, *, call_s: float) -> Limits:
-    """A pool's limits, from a recipe's: one call may take `call_s`."""
-    start_s, load_s = timeouts.engine_s, 2.0 * timeouts.sync_s
+def limits(timeouts: Timeouts, *, call_s: float, floor_s: float) -> Limits:
+    """A pool's limits, from a recipe's: one call may take `call_s`, and is not late before
+    `floor_s`, however fast others were."""
+    # A load may have to wait for the one before.
+    start_s, load_s = timeouts.engine_s, 4.0 * timeouts.sync_s
     return Limits(
         tick_s=min(1.0, timeouts.ping_s),
         start_s=start_s,
         load_s=load_s,
         ping_s=timeouts.ping_s,
-        chunk_floor_s=min(CALL_FLOOR_S, call_s),
+        chunk_floor_s=min(floor_s, call_s),
         chunk_cap_s=call_s,
-        short_s=2.0 * (start_s + load_s),
-        stall_s=2.0 * (start_s + load_s) + call_s,
+        short_s=start_s + load_s,
+        stall_s=start_s + load_s + call_s,
     )
 
 

@@ -18,7 +18,7 @@ import ray
 
 from actors.cluster import cluster
 from actors.rollout import Rollouts
-from actors.waiting import get, log_to
+from actors.waiting import log_to
 from rlhf_ray.config.schema import GoldData, Scratch, Timeouts
 from rlhf_ray.config.schema import Rollouts as Settings
 from rlhf_ray.data.chat import Chat
@@ -106,7 +106,7 @@ class Bare:
         seeds = [seed_of(SEED, purpose, prompt.id) for prompt in prompts]
         ref = self.actor.generate.remote(ids, seeds)
         wait_s = TIMEOUTS.engine_s + TIMEOUTS.generate_s  # the first call also waits for the engine
-        timed: Timed = get(ref, timeout_s=wait_s, what=f"bare vLLM's responses of {purpose}")
+        timed: Timed = ray.get(ref, timeout=wait_s)
         return timed
 
 

@@ -72,6 +72,9 @@ def process() -> None:
             sys.stderr.flush()
             os._exit(STOPPED)
         raise
+    finally:
+        # What is done is done: while Python ends, a handler of ours would be gone.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def main() -> None:

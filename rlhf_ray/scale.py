@@ -66,7 +66,7 @@ def order(folder: Path, counts: Mapping[str, int | None]) -> dict[str, int]:
 
 
 def wanted(
-    folder: Path, role: str, workers: int | Elastic, room: Callable[[], int]
+    folder: Path, role: str, workers: int | Elastic, room: Callable[[], int] | None = None
 ) -> Callable[[], int]:
     """How many workers of a role there shall be whenever it is asked: what was ordered, else what
     the recipe says, else as many as the cluster has `room` for within the recipe's bounds."""
@@ -77,6 +77,7 @@ def wanted(
             return count
         if isinstance(workers, int):
             return workers
+        assert room is not None, role
         return min(max(room(), workers.min), workers.max)
 
     return now

@@ -6,7 +6,7 @@ from math import inf
 from rlhf_ray.scheduling.events import Death, Key
 from rlhf_ray.scheduling.limits import Limits
 
-FREE = {Death.PREEMPTED, Death.DRAINED}
+FREE = {Death.PREEMPTED, Death.DRAINED, Death.WITHDRAWN}
 ROUNDING_S = 1e-6
 
 
@@ -53,6 +53,10 @@ class Budgets:
         for slot, failed in self._inits.items():
             if failed >= self.limits.init_tries:
                 self._inits[slot] = 0
+
+    def published(self) -> None:
+        """Slots that were closed are tried again."""
+        self._inits.clear()
 
     def starts(self, slot: int, now: float) -> None:
         if slot in self._last_death:

@@ -92,6 +92,8 @@ class Ledger:
             self.check_waits(now)
         elif kind is e.Scale:
             self.budgets.scaled()
+        elif kind is e.Publish:
+            self.budgets.published()
         elif kind in (e.Result, e.Failed, e.Loaded):
             doomed = [number for number, one in self.workers.items() if one.doomed is not None]
             holds("K", not doomed, event, "and they live:", doomed)

@@ -30,7 +30,7 @@ LIMITS = Limits(
     min_workers=1, short_s=60, stall_s=90, restarts=5, window_s=60, backoff_s=0.5,
     longest_backoff_s=4, init_tries=2, tries=3, window=3,
 )  # fmt: skip
-DEATHS = (Death.INFRA, Death.OUT_OF_MEMORY, Death.PREEMPTED)
+DEATHS = (Death.INFRA, Death.OUT_OF_MEMORY, Death.PREEMPTED, Death.WITHDRAWN)
 OFTEN = (0.0, 0.0, 0.0, 0.01, 0.03, 0.1)
 
 

@@ -1,6 +1,6 @@
 """The models and actors of a run, each made when it is first needed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -102,7 +102,7 @@ class Models:
                 precision=recipe.learner.precision, backend=weight_backend(recipe),
                 seed=recipe.seed, trust_remote_code=recipe.policy.trust_remote_code,
                 logs=self.logs, tell=self.view.say,
-                wanted=wanted(self.folder, "rollouts", recipe.rollouts.workers, self._room_left),
+                wanted=wanted(self.folder, "rollouts", recipe.rollouts.workers, self._room_left()),
             )  # fmt: skip
 
     @cached_property
@@ -166,7 +166,7 @@ class Models:
             return Judges(
                 recipe.judges, paths, recipe.judge_fleet, recipe.timeouts,
                 critic=recipe.critic, logs=self.logs, tell=self.view.say,
-                wanted=wanted(self.folder, "judges", recipe.judge_fleet.workers, int),
+                wanted=wanted(self.folder, "judges", recipe.judge_fleet.workers),
             )  # fmt: skip
 
     def weighted(self) -> dict[str, Trained]:
@@ -260,13 +260,21 @@ class Models:
             tell=self.view.say,
         )  # fmt: skip
 
-    def _room_left(self) -> int:
-        """Rollout workers the cluster holds beside everybody else."""
-        others = [one for one in plan(self.recipe).actors if one.role != "rollout"]
+    def _room_left(self) -> Callable[[], int]:
+        """Rollout workers the cluster holds beside everybody else, whenever it is asked."""
+        # Voters have ended when rollout workers may become more.
+        others = [one for one in plan(self.recipe).actors if one.role not in ("rollout", "voter")]
         own = self.recipe.rollouts
         cpus = sum(one.count * one.cpus for one in others)
         gpus = sum(one.count * one.gpus for one in others)
-        return room(own.num_cpus, own.num_gpus, (cpus, gpus))
+        return partial(room, own.num_cpus, own.num_gpus, (cpus, gpus))
+
+    def new_learners(self) -> None:
+        """After theirs were lost, before whoever waits for the same devices."""
+        for name in ("rollouts", "judges"):
+            if name in vars(self):
+                vars(self)[name].make_room()
+        self.learners.restart()
 
     def _rollout_room(self) -> int:
         """Tokens an engine of the policy holds; more where the policy criticises itself."""

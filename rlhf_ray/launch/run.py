@@ -71,18 +71,28 @@ def outlive(models: Models, folder: RunFolder, work: Callable[[], list[Row]]) ->
 
     Raises LearnersLost where that happens LOSSES times without a step forward between.
     """
-    stood, lost = -1, 0
+    stood, lost = None, 0
     while True:
         try:
             return work()
         except LearnersLost as error:
-            stands, _ = Journal(folder.path / "journal").position
+            folder.attempt.check()  # reading the journal mends its end, which may be another's
+            stands = _stand(folder.path)
             lost = lost + 1 if stands == stood else 1
             if lost == LOSSES:
                 raise
             stood = stands
             models.view.say(f"{error}\n  new learners go on from the last commit")
-            models.learners.restart()
+            models.new_learners()
+
+
+def _stand(run: Path) -> tuple[int, set[str]]:
+    """How far a run has ever come: the last wave that was learnt from, and all that was committed,
+    trainings that are under way included. Waves that are done again change nothing of it."""
+    with closing(Journal(run / "journal")) as journal:
+        last = max((body["index"] for _, body in journal.all("learn")), default=-1)
+    committed = {str(one.relative_to(run)) for one in run.rglob("MANIFEST.json")}
+    return last, committed
 
 
 def _trained(models: Models, folder: RunFolder) -> list[Row]:

@@ -154,6 +154,8 @@ class Crew:
 
     def publish(self, version: int, now: float) -> None:
         self.version = version
+        for slot in self.slots.values():
+            slot.reopen()
         idle, self.idle = self.idle, {}
         for worker in idle.values():
             self.welcome(worker, now)

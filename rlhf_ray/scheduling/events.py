@@ -39,6 +39,8 @@ class Death(StrEnum):
     WRONG_VERSION = "wrong policy version"
     UNFIT = "failed where another worker did not"
     DRAINED = "drained"
+    WITHDRAWN = "withdrawn"
+    """By the loop, through no fault of its own."""
 
 
 # What happened.

@@ -5,7 +5,7 @@ from collections import deque
 from rlhf_ray.scheduling.events import Death
 from rlhf_ray.scheduling.limits import Limits
 
-FREE = {Death.PREEMPTED, Death.DRAINED}
+FREE = {Death.PREEMPTED, Death.DRAINED, Death.WITHDRAWN}
 """Deaths nobody is to blame for: they cost no restart."""
 
 
@@ -20,6 +20,10 @@ class Slot:
         self.closed = self._charged = False
         self._restarts: deque[float] = deque(maxlen=limits.restarts)
         self._deaths_in_row = self._inits_in_row = 0
+
+    def reopen(self) -> None:
+        """What kept its workers from starting may be over by now."""
+        self.closed, self._inits_in_row = False, 0
 
     def may_start(self, now: float) -> bool:
         return self.worker is None and not self.closed and now >= self.due

@@ -28,6 +28,7 @@ class Sender(Protocol):
     """Whatever carries the weights."""
 
     def send_weights(self) -> None: ...
+    def shutdown(self) -> None: ...
 
 
 class HostSender:
@@ -47,6 +48,9 @@ class HostSender:
         for chunk in chunks(self.source, self.chunk_bytes):
             self.client.update_weights(chunk)
         self.client.finish_weight_update()
+
+    def shutdown(self) -> None:
+        """There is nothing to let go of."""
 
 
 def open_sender(

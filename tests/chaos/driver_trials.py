@@ -82,11 +82,13 @@ def stopped(driver: Process, run: Path, moment: float) -> list[Check]:
     driver.send_signal(signal.SIGTERM)
     wait_for(driver, 60.0)
     seconds, code = time.monotonic() - began, driver.poll()
+    # Asked in its last moment, it has ended well.
+    ends = (STOPPED_CODE, 0) if (run / "summary.json").is_file() else (STOPPED_CODE,)
     says = f"code {code} after {seconds:.1f} s, asked at {moment:.1f} s"
     after = journal_bytes(run)
     lost = [name for name, told in before.items() if not after.get(name, b"").startswith(told)]
     return [
-        Check(STOPPED, code == STOPPED_CODE and seconds <= STOP_S, says, seconds),
+        Check(STOPPED, code in ends and seconds <= STOP_S, says, seconds),
         Check(KEPT, not lost, ", ".join(lost)),
         gone(run, family, GONE),
     ]

@@ -10,7 +10,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from actors.pool import told
+from actors.faults import told
 from actors.rollout import Chunk, RolloutWorkers
 from rlhf_ray.config.schema import Rollouts
 from rlhf_ray.errors import BadData, JudgeFailed
