@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf_ray.durable import manifest
 from rlhf_ray.durable.audit import check_journal, check_metrics, check_shards
+from rlhf_ray.durable.folder import check_format
 from rlhf_ray.durable.fsio import entries, explained, read_bytes, sha256_of
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.errors import BadData, RecipeError
@@ -37,6 +38,7 @@ def verify(run: Path) -> Iterator[Finding]:
     """
     if not (run / "config.resolved.yaml").is_file():
         raise BadData(f"{run} is no run folder: config.resolved.yaml is not in it; give another")
+    check_format(run)
     _check_idle(run)
     with tempfile.TemporaryDirectory() as scratch:
         # Opening a journal cuts what a killed attempt left half written: from a copy, here.

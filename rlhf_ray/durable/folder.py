@@ -1,6 +1,7 @@
 """The run folder: whose it is, that only one driver writes in it, and where a run stands."""
 
 import fcntl
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,16 @@ from rlhf_ray.config.load import dump_recipe
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.durable.attempts import Attempt, made_way, owner_of
 from rlhf_ray.durable.fsio import atomic_write, entries, make_dir, open_private, read_bytes
+from rlhf_ray.durable.manifest import NewerFormat
 from rlhf_ray.errors import BadData, RecipeError
 
 RESOLVED = "config.resolved.yaml"
 OURS = {RESOLVED, ".lock"}
+FORMAT = 1
+"""Of a run folder as a whole: recipe, journal, manifests, checkpoints, samples. It goes up when an
+earlier version would misread what this one writes; folders of each stay resumable."""
+_SAYS = "# rlhf_ray run folder, format "
+"""How a resolved recipe begins; one that begins with a key is of format 1."""
 MAY_CHANGE = (
     "timeouts", "checkpoints", "judge_fleet.workers", "rollouts.workers",
     "learner.workers", "learner.zero_stage",
@@ -37,8 +44,10 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, *, data: str = "") -> None:
         """Raises RecipeError when the folder holds a run of another recipe, or a live one, and
-        BadData when it holds something else or `data` (a hash of what was read) has changed."""
+        BadData when it holds something else or `data` (a hash of what was read) has changed;
+        NewerFormat, before a byte is written, when a later version began it."""
         self.path = path.absolute()
+        check_format(self.path)
         found = {one.name for one in entries(self.path)} if self.path.is_dir() else set()
         if found and not OURS & found:
             raise BadData(
@@ -80,7 +89,7 @@ class RunFolder:
         if not self._begun():
             # Nothing has been sampled yet: a mended recipe may take the folder.
             atomic_write(digest, data.encode())
-            atomic_write(resolved, text.encode())
+            atomic_write(resolved, f"{_SAYS}{FORMAT}\n{text}".encode())
             return
         for path in (resolved, digest):
             if not path.is_file():
@@ -113,6 +122,26 @@ class RunFolder:
         # Not the journal alone: a run that has lost it must not become another one.
         traces = ("journal/*.jsonl", "checkpoints/*step-*", "rollouts/*.parquet")
         return any(one for pattern in traces for one in self.path.glob(pattern))
+
+
+def check_format(run: Path) -> None:
+    """Raises NewerFormat for the folder of a later version, BadData where it cannot be told; a
+    folder in which nothing has begun is of no format."""
+    path = run / RESOLVED
+    if not path.is_file():
+        return
+    first = read_bytes(path).partition(b"\n")[0]
+    told = re.fullmatch(_SAYS.encode() + rb"([1-9]\d{0,5})", first)
+    if told is None and first.startswith(b"#"):
+        raise BadData(
+            f"{path} is damaged (its first line should be '{_SAYS}{FORMAT}'); restore it from a "
+            "copy"
+        )
+    if told is not None and (number := int(told[1])) > FORMAT:
+        raise NewerFormat(
+            f"{run} has format {number}, this version of rlhf_ray reads up to {FORMAT}; go on with "
+            "the newer version that began it, or use another --run-dir"
+        )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

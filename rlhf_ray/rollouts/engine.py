@@ -1,6 +1,7 @@
 """vLLM behind four verbs: generate, measure, load, and say what it holds.
 
-The engine runs inside the calling process, so a dead worker leaves nothing behind.
+The engine runs inside the calling process, so a dead worker leaves nothing behind; with
+`tensor_parallel` above 1 it has processes of its own, which Ray ends with the worker's group.
 """
 
 import os
