@@ -114,7 +114,7 @@ class Place:
             num_gpus=settings.num_gpus,
             concurrency_groups={"health": 1},
         )(JudgeActor)
-        self._loading: dict[Any, int] = {}
+        self._loading: dict[Any, tuple[int, int]] = {}
 
     def make(self, number: int) -> Any:
         again = f"-{number}" if number else ""
@@ -124,19 +124,19 @@ class Place:
         return actor.load.remote(self.editions, self.options, version)
 
     def load(self, actors: Mapping[int, Any], version: int) -> Sequence[Any]:
-        refs = {self.start(actor, version): number for number, actor in actors.items()}
+        refs = {self.start(actor, version): (number, version) for number, actor in actors.items()}
         self._loading |= refs
         return list(refs)
 
     def loaded(self, ref: Any) -> Mapping[int, str | None]:
-        number = self._loading.pop(ref)
+        number, version = self._loading.pop(ref)
         try:
-            ray.get(ref, timeout=FETCH_S)
+            holds = ray.get(ref, timeout=FETCH_S)
         except RlhfRayError:
             raise
         except RayError as error:
             return {number: last_line(error)}
-        return {number: None}
+        return {number: None if holds == version else f"it holds {holds} after loading {version}"}
 
     def overdue(self, seconds: float) -> RlhfRayError | None:
         """Nobody else takes part in a load: the worker's own limit ends it."""

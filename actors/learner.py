@@ -144,10 +144,13 @@ class Learners:
         self.settings, self.timeouts, self.seed = settings, timeouts, seed
         self.warm_waves, self.logs = warm_waves, logs
         self.ranks: list[Any] = []
-        self.restart()
+        try:
+            self.restart()
+        except LearnersLost as error:  # who never met is not lost, there is no room for it
+            raise ClusterUnavailable(*error.args) from error
 
     def restart(self) -> None:
-        """A new gang, which trains nothing yet."""
+        """A new gang, which trains nothing yet. Raises LearnersLost where it does not meet."""
         self.stop()
         settings, world, self.version = self.settings, self.settings.workers, 0
         remote: Any = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(
@@ -156,11 +159,8 @@ class Learners:
         self.ranks = [
             remote.remote(rank, world, self.logs, settings.threads) for rank in range(world)
         ]
-        try:
-            join = (*self._address(), settings.threads, self.timeouts.update_s)
-            self._ask("join", *join, timeout_s=self.timeouts.engine_s)
-        except LearnersLost as error:  # who never met is not lost, there is no room for it
-            raise ClusterUnavailable(*error.args) from error
+        join = (*self._address(), settings.threads, self.timeouts.update_s)
+        self._ask("join", *join, timeout_s=self.timeouts.engine_s)
 
     def call(self, function: Callable[[], None]) -> None:
         """Run something heavy once, on the first rank's machine instead of the driver's."""

@@ -274,7 +274,8 @@ class Models:
         for name in ("rollouts", "judges"):
             if name in vars(self):
                 vars(self)[name].make_room()
-        self.learners.restart()
+        if "learners" in vars(self):  # otherwise they are made when they are asked for
+            self.learners.restart()
 
     def _rollout_room(self) -> int:
         """Tokens an engine of the policy holds; more where the policy criticises itself."""

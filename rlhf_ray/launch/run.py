@@ -74,6 +74,8 @@ def outlive(models: Models, folder: RunFolder, work: Callable[[], list[Row]]) ->
     stood, lost = None, 0
     while True:
         try:
+            if lost:
+                models.new_learners()
             return work()
         except LearnersLost as error:
             folder.attempt.check()  # reading the journal mends its end, which may be another's
@@ -83,7 +85,6 @@ def outlive(models: Models, folder: RunFolder, work: Callable[[], list[Row]]) ->
                 raise
             stood = stands
             models.view.say(f"{error}\n  new learners go on from the last commit")
-            models.new_learners()
 
 
 def _stand(run: Path) -> tuple[int, set[str]]:

@@ -67,6 +67,19 @@ def test_what_is_made_before_the_first_wave_is_a_step_forward(tmp_path: Path) ->
     assert outlive(run.models, run.folder, run.work) == ["done"]
 
 
+def test_a_gang_that_does_not_meet_is_lost_again(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", nothing)
+
+    def never() -> None:
+        run.gangs += 1
+        raise LearnersLost("no room")
+
+    run.models.new_learners = never
+    with pytest.raises(LearnersLost, match="no room"):
+        outlive(run.models, run.folder, run.work)
+    assert run.gangs == 3
+
+
 def test_a_driver_that_was_taken_over_does_not_go_on(tmp_path: Path) -> None:
     from rlhf_ray.durable.attempts import Attempt, TakenOver
 
