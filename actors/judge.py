@@ -15,7 +15,7 @@ from actors.pool import FETCH_S, Tell, WorkerPool, finish, gather
 from actors.waiting import last_line, limits, log_to
 from rlhf_ray.config.judges import Critic, Judge, JudgeFleet
 from rlhf_ray.config.schema import Timeouts
-from rlhf_ray.errors import ClusterUnavailable, JudgeFailed, RlhfRayError
+from rlhf_ray.errors import BadData, ClusterUnavailable, JudgeFailed, RlhfRayError
 from rlhf_ray.messages import (
     Choices,
     Critiques,
@@ -205,9 +205,17 @@ class Judges:
 
         Where there is no room for more, judges stay where they are.
         """
-        if (size := self._wanted()) == self.size:
+        first = not self.size
+        try:
+            size = self._wanted()
+        except BadData as error:  # an order that cannot be read ends no run
+            if first:
+                raise
+            self.tell(str(error))
             return
-        first, self.size = not self.size, size
+        if size == self.size:
+            return
+        self.size = size
         homes = places({name: one.entry for name, one in self.editions.items()}, size)
         count = 1 + max(number for home in homes.values() for number in home)
         more = [self._place(number) for number in range(len(self.places), count)]
