@@ -119,6 +119,17 @@ def test_jobs_are_handed_back_in_the_order_they_are_asked_for_in() -> None:
     assert (found.jobs, found.done) == ({}, {}), "nothing is kept"
 
 
+def test_an_answer_to_another_question_costs_its_worker_and_not_the_job() -> None:
+    source = Source()
+    found, told = pool(source, 2)
+    wrong = ["an answer to something else"]
+    source.check = lambda job, value: wrong.pop() if wrong else None  # type: ignore[method-assign]
+    found.submit("wave", {"a": "job"})
+    finish([found])
+    assert found.take(["a"]) == ["job"]
+    assert "it answered an answer to something else" in told[0]
+
+
 def test_workers_are_always_sent_weights_in_the_same_order() -> None:
     source = Source()
     found, _ = pool(source)
