@@ -1,6 +1,7 @@
 """The learner gang: DeepSpeed ranks as Ray actors, and the facade the driver holds."""
 
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,12 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from actors.waiting import last_line, log_to, resources
 from rlhf_ray.config.schema import Learner, Timeouts
 from rlhf_ray.data.batches import Tokens
-from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost, RlhfRayError
+from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost, RecipeError, RlhfRayError
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import Floats, Pair, Step, UpdateReport
 
+SEEN_S = 20.0
+"""What one node has written, a shared disk shows the others after this at the latest."""
 PEERS_S = 20.0
 """A rank that died is known to be dead after this, and its peers have noticed earlier."""
 
@@ -40,6 +43,15 @@ class LearnerActor:
         from rlhf_ray.training.engine import join
 
         join(self.rank, self.world, address, port, threads=threads, timeout_s=timeout_s)
+
+    def sees(self, path: Path, content: bytes) -> str:
+        """The name of this node where it does not see a file as the driver does, else nothing."""
+        ends = time.monotonic() + SEEN_S
+        while not path.is_file() or path.read_bytes() != content:
+            if time.monotonic() > ends:
+                return socket.gethostname()
+            time.sleep(0.5)
+        return ""
 
     def call(self, function: Callable[[], None]) -> None:
         function()
@@ -140,7 +152,13 @@ class Learners:
         seed: int,
         warm_waves: int = 0,
         logs: Path | None = None,
+        witness: Path | None = None,
     ) -> None:
+        """`witness`: a file of the run folder, which all ranks must see there.
+
+        Raises RecipeError where one does not, ClusterUnavailable where there is no room for them.
+        """
+        self.witness = witness
         self.settings, self.timeouts, self.seed = settings, timeouts, seed
         self.warm_waves, self.logs = warm_waves, logs
         self.ranks: list[Any] = []
@@ -161,6 +179,20 @@ class Learners:
         ]
         join = (*self._address(), settings.threads, self.timeouts.update_s)
         self._ask("join", *join, timeout_s=self.timeouts.engine_s)
+        if self.witness is not None:
+            self._check_folder(self.witness)
+
+    def _check_folder(self, witness: Path) -> None:
+        seen = self._ask(
+            "sees", witness, witness.read_bytes(), timeout_s=SEEN_S + self.timeouts.engine_s
+        )
+        if blind := sorted({host for host in seen if host}):
+            raise RecipeError(
+                f"{', '.join(blind)} does not see {witness}, which the driver has just written "
+                f"on {socket.gethostname()}: learners write checkpoints into the run folder, so it "
+                "must lie on storage that all nodes share; give another --run-dir (for a run "
+                "behind a URL, set RLHF_RAY_CACHE to a shared folder)"
+            )
 
     def call(self, function: Callable[[], None]) -> None:
         """Run something heavy once, on the first rank's machine instead of the driver's."""

@@ -1,6 +1,7 @@
 """What does a finished run spend beside its work: driver, weight delivery, refreshes, engines?
 
-A wave's overhead is the time no stage accounts for, recording included, checkpoints not. Ray's
+A wave's overhead is the time no stage accounts for. Keeping a wave (its samples, its last lines of
+the journal, its checkpoint) comes after it; lines written during a stage are overhead. Ray's
 share inside a stage is what `rollouts.py` measures. Only waves that delivered weights count for
 delivery. The refresh of a judge is measured against the waves of the round that begins with it; the
 samples for all judges are part of it.
@@ -20,7 +21,7 @@ from rlhf_ray.report import CONFIG, Row, Run, read_run
 
 HELP_RUNS = 10
 HELP_DEADLINE_S = 60
-OVERHEAD, DELIVERY, REFRESH, ENGINES_S, HELP_S = 0.10, 0.05, 0.10, 30.0, 0.5
+OVERHEAD, RECORD, DELIVERY, REFRESH, ENGINES_S, HELP_S = 0.10, 0.01, 0.05, 0.10, 30.0, 0.5
 """Targets: shares of a wave, and seconds."""
 
 
@@ -106,6 +107,11 @@ def main() -> None:
         overhead, sync = shares(waves)
         print(f"| {recipe.name}, {len(waves)} waves | median | target | |\n|---|---|---|---|")
         print(line("driver overhead in a wave", overhead, OVERHEAD, share=True))
+        kept = [row["record_s"] / row["wall_s"] for row in waves if row.get("record_s")]
+        if kept:
+            print(
+                line("samples, journal and checkpoint of a wave", median(kept), RECORD, share=True)
+            )
         if sync is not None:
             print(line("weight delivery in a wave", sync, DELIVERY, share=True))
         if (refresh := refresh_share(run)) is not None:

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 import rlhf_ray
 from rlhf_ray.arguments import HELP, OVERRIDES, Config, RunDir, checked
+from rlhf_ray.durable.staging import local
 from rlhf_ray.errors import BadData, ClusterUnavailable, RecipeError, RlhfRayError
 from rlhf_ray.judge_cli import judge_app
 from rlhf_ray.submit_cli import submit
@@ -58,7 +59,7 @@ selftest_app = typer.Typer(
 )  # fmt: skip
 app.add_typer(selftest_app, name="selftest")
 
-Run = Annotated[Path, typer.Argument(help="A run folder.")]
+Run = Annotated[Path, typer.Argument(help="A run folder.", parser=local)]
 
 
 def process() -> None:
@@ -137,7 +138,7 @@ def demo(context: typer.Context, run_dir: RunDir = None) -> None:
 
     Example: rlhf-ray demo --seed 1
     """
-    _train(_of_the_checkout("demo"), run_dir or Path("runs/demo"), context.args)
+    _train(_of_the_checkout("demo"), run_dir or "runs/demo", context.args)
 
 
 @app.command(context_settings=OVERRIDES)
@@ -207,6 +208,23 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def fetch(
+    url: Annotated[str, typer.Argument(help="The --run-dir of a run: s3://BUCKET/PATH.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Bring a run that is kept behind a URL here, as it was last pushed.
+
+    The folder is a run folder like any other: it can be looked at, and gone on with.
+
+    Example: rlhf-ray fetch s3://bucket/runs/mine runs/mine
+    """
+    from rlhf_ray.durable.pull import fetch as bring
+
+    bring(url, folder)
+    print(folder)
+
+
+@app.command()
 def scale(
     run: Run,
     counts: Annotated[
@@ -266,7 +284,7 @@ def resume(
 
     recipe = config or _of_the_checkout("selftest")
     place = folder or Path(tempfile.mkdtemp(prefix="rlhf-ray-selftest-"))
-    checked(recipe, place, context.args)
+    checked(recipe, str(place), context.args)
     plan = selftest.Plan(recipe, tuple(context.args), place.absolute(), kills, seed, deadline)
     found = selftest.resume(plan, print)
     print(selftest.render(found))
@@ -331,17 +349,13 @@ def _json(text: str, where: Path | str) -> dict[str, Any]:
 
 
 def _train(
-    config: Path, run_dir: Path | None, overrides: Sequence[str], *, takeover: bool = False
+    config: Path, run_dir: str | None, overrides: Sequence[str], *, takeover: bool = False
 ) -> None:
-    recipe, folder = checked(config, run_dir, overrides)
-    if takeover:
-        from rlhf_ray.durable.attempts import take_over
-
-        print(f"taking over from {take_over(folder) or 'nobody: the folder is free'}")
+    recipe, place = checked(config, run_dir, overrides)
     # Ray, torch and the engines load only for a recipe that can be.
     from rlhf_ray.launch.run import run
 
-    run(recipe, folder)
+    run(recipe, place, takeover=takeover)
 
 
 def _of_the_checkout(name: str) -> Path:

@@ -152,7 +152,7 @@ class JudgeRefresh:
         train(
             gang, build, folder, what=f"{self.name}, refresh {self.round}", steps=steps,
             tokenizer=tokenizer, key=self.key, before_end=lambda: notes.update(gang.notes()),
-            progress=store.progress, save_steps=steps,
+            store=store, save_steps=steps,
             trust_remote_code=self.entry.trust_remote_code,
         )  # fmt: skip
         return notes

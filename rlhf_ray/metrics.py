@@ -129,14 +129,20 @@ def critique_column(report: WaveReport) -> Row:
     return {**written.outcomes, "tokens": written.tokens}
 
 
-def timing_row(report: WaveReport, seconds: Mapping[str, float], wall_s: float) -> Row:
-    """The rest of a wave's row: seconds per stage, speed, and what no stage accounts for."""
+def timing_row(
+    report: WaveReport, seconds: Mapping[str, float], wall_s: float, record_s: float | None
+) -> Row:
+    """The rest of a wave's row: seconds per stage, speed, and what no stage accounts for.
+
+    `record_s`: of recording the wave before, which ends after its row is written.
+    """
     tokens = sum(len(one.token_ids) for r in report.rollouts for one in r.responses)
     generate = seconds.get("generate", 0.0)
     return {
         "seconds": dict(seconds),
         "wall_s": wall_s,
         "overhead_s": max(0.0, wall_s - sum(seconds.values())),
+        "record_s": record_s,
         "tokens_per_s": tokens / generate if generate else None,
         "sync_s": report.sync.seconds,
         "judge_s": {arm: cost.seconds for arm, cost in report.scores.costs.items()},

@@ -24,7 +24,10 @@ from rlhf_ray.durable.manifest import verify_manifest
 from rlhf_ray.durable.recorded import replay
 from rlhf_ray.errors import BadData
 
-CLOCK = ("seconds", "wall_s", "overhead_s", "tokens_per_s", "sync_s", "judge_s", "critique_s")
+CLOCK = (
+    "seconds", "wall_s", "overhead_s", "record_s", "tokens_per_s", "sync_s", "judge_s",
+    "critique_s",
+)  # fmt: skip
 """Fields of a row of metrics that tell how long something took."""
 RECORDS = ("rollouts", "critiques", "scores", "learn", "wave", "evaluation", "refresh")
 """Kinds of records that tell what a run came to. One of a checkpoint is a hint, and may be lost."""

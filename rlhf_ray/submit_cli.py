@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rlhf_ray.arguments import Config
+from rlhf_ray.durable.staging import folder_of, is_url
 from rlhf_ray.errors import RecipeError
 
 Address = Annotated[
@@ -19,11 +20,11 @@ Address = Annotated[
     ),
 ]  # fmt: skip
 SharedRunDir = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--run-dir",
-        help="Where the run goes and resumes from, on storage that all nodes share: an absolute "
-        "path. [runs/NAME here, for a cluster on this machine]",
+        help="Where the run goes and resumes from: an absolute path on storage that all nodes "
+        "share, or s3://BUCKET/PATH. [runs/NAME here, for a cluster on this machine]",
     ),
 ]
 WorkingDir = Annotated[
@@ -76,11 +77,14 @@ def submit(
     raise typer.Exit(code)
 
 
-def _shared(run_dir: Path | None, name: str, address: str) -> str:
+def _shared(run_dir: str | None, name: str, address: str) -> str:
     """The run folder as the cluster knows it."""
     from rlhf_ray.submit_server import is_local
 
-    folder = run_dir or Path("runs") / name
+    if run_dir is not None and is_url(run_dir):
+        folder_of(run_dir)
+        return run_dir
+    folder = Path(run_dir or f"runs/{name}")
     if folder.is_absolute():
         return str(folder)
     if is_local(address):

@@ -34,13 +34,13 @@ from rlhf_ray.durable.recorded import (
     resume_point,
 )
 from rlhf_ray.metrics import Clock
+from rlhf_ray.same_end import CLOCK
 
 Run = Callable[[Path], None]
 """Begins a run in a folder, or goes on with what is left of one."""
 
 KINDS = ["rollouts", "critiques", "scores", "learn", "wave", "evaluation", "refresh"]
 """What a journal tells that matters; a line of kind `checkpoint` may be lost: it is a hint."""
-CLOCK = ("seconds", "wall_s", "overhead_s", "tokens_per_s", "sync_s", "judge_s", "critique_s")
 TASTES = {"right": "abcd", "wrong": "dcba"}
 TWO_WAVES = Loop(rounds=2, waves=1, prompts=2)
 

@@ -64,5 +64,5 @@ def _make(
     )  # fmt: skip
     train(
         gang, build, folder, what="critic", steps=training.steps, tokenizer=start, key=key,
-        progress=store.progress, save_steps=training.save_steps,
+        store=store, save_steps=training.save_steps,
     )  # fmt: skip

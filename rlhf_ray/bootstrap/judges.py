@@ -165,7 +165,7 @@ class JudgeMaker:
 
         train(
             self.gang, build, folder, what=name, steps=settings.steps, tokenizer=start, key=key,
-            progress=self.store.progress, save_steps=settings.save_steps, before_end=measure,
+            store=self.store, save_steps=settings.save_steps, before_end=measure,
             trust_remote_code=entry.trust_remote_code,
         )  # fmt: skip
         if row:
@@ -248,7 +248,7 @@ class JudgeMaker:
             )  # fmt: skip
             train(
                 self.gang, build, folder, what=f"{name}, stage 1", steps=settings.steps,
-                tokenizer=start, key=key, progress=self.store.progress,
+                tokenizer=start, key=key, store=self.store,
                 save_steps=settings.save_steps, trust_remote_code=entry.trust_remote_code,
             )  # fmt: skip
 

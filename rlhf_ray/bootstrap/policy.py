@@ -70,7 +70,7 @@ def _make(store: Store, task: Task, gang: Gang, key: str, folder: Path) -> None:
     )
     train(
         gang, build, folder, what="policy", steps=stages.steps, tokenizer=start, key=key,
-        progress=store.progress, save_steps=stages.save_steps,
+        store=store, save_steps=stages.save_steps,
         trust_remote_code=settings.trust_remote_code,
     )  # fmt: skip
     if settings.path is None:

@@ -19,6 +19,7 @@ from rlhf_ray.config.schema import Learner, Recipe
 from rlhf_ray.durable.fsio import fsync_tree, make_dir, rename_dir, sha256_of
 from rlhf_ray.durable.manifest import NAME as MANIFEST
 from rlhf_ray.durable.manifest import verify_manifest, write_manifest
+from rlhf_ray.durable.staging import cache_folder
 from rlhf_ray.errors import BadData
 
 Progress = Callable[[str, int, int, float], None]
@@ -29,10 +30,16 @@ class Store:
     """Folders of one run, each made once: here, or in an earlier run that the cache remembers."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, progress: Progress, began: Learner | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        progress: Progress,
+        began: Learner | None = None,
+        push: Callable[[], None] = lambda: None,
     ) -> None:
-        """`began`: the learners the run began with; what they made is not made again by others."""
-        self.recipe, self.folder, self.progress = recipe, folder, progress
+        """`began`: the learners the run began with; what they made is not made again by others.
+        `push`: called when something was made that took long."""
+        self.recipe, self.folder, self.progress, self.push = recipe, folder, progress, push
         self.began = began or recipe.learner
 
     def key(self, *sections: Any) -> str:
@@ -71,6 +78,7 @@ class Store:
                 _keep(staging, cached)
         fsync_tree(staging)
         rename_dir(staging, target)
+        self.push()
         return target
 
 
@@ -93,12 +101,6 @@ def sources_hash() -> str:
     """Hash of this package: a model made by other code is another model."""
     files = sorted(Path(rlhf_ray.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def cache_folder() -> Path:
-    """`RLHF_RAY_CACHE`, else the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RLHF_RAY_CACHE") or Path(home) / "rlhf_ray")
 
 
 def _valid(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.bootstrap.roles import Gang
-from rlhf_ray.bootstrap.store import Progress
+from rlhf_ray.bootstrap.store import Store
 from rlhf_ray.durable.checkpoint import Checkpoints
 
 SLICE = 20
@@ -21,7 +21,7 @@ def train(
     what: str,
     steps: int,
     tokenizer: str,
-    progress: Progress,
+    store: Store,
     key: str,
     save_steps: int,
     trust_remote_code: bool = False,
@@ -46,9 +46,10 @@ def train(
         until = min(steps, (done // save_steps + 1) * save_steps)
         seen = gang.advance(min(SLICE, until - done))
         done = int(seen["steps"])
-        progress(what, done, steps, seen["loss"])
+        store.progress(what, done, steps, seen["loss"])
         if checkpoints is not None and done % save_steps == 0 and done < steps:
             checkpoints.commit(done, gang.save, {"done": done})
+            store.push()
     gang.export(folder, tokenizer, trust_remote_code=trust_remote_code)
     if before_end is not None:
         before_end()

@@ -3,6 +3,7 @@
 import fcntl
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,20 @@ class RunFolder:
     began: Recipe
     """What the run began with; some of it may have changed since."""
 
-    def __init__(self, path: Path, recipe: Recipe, *, data: str = "") -> None:
-        """Raises RecipeError when the folder holds a run of another recipe, or a live one, and
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        *,
+        data: str = "",
+        push: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`push`: called whenever what lies in the folder should outlive this machine.
+
+        Raises RecipeError when the folder holds a run of another recipe, or a live one, and
         BadData when it holds something else or `data` (a hash of what was read) has changed;
         NewerFormat, before a byte is written, when a later version began it."""
-        self.path = path.absolute()
+        self.path, self.push = path.absolute(), push
         check_format(self.path)
         found = {one.name for one in entries(self.path)} if self.path.is_dir() else set()
         if found and not OURS & found:

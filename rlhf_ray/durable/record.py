@@ -49,7 +49,9 @@ class RunRecord:
         settings: Settings,
         loop: Loop,
         done: int,
+        push: Callable[[], None] = lambda: None,
     ) -> None:
+        self.push = push
         self.folder, self.journal, self.checkpoints = folder, journal, checkpoints
         self.save, self.show, self.clock = save, show, clock
         self.every, self.last = settings.every_waves, loop.rounds * loop.waves - 1
@@ -59,11 +61,13 @@ class RunRecord:
         check_shards(journal, folder, done)
         self.rows = [row for row in rows if _wave_of(row, loop.waves) < done]
         atomic_write(self.path, "".join(map(_line, self.rows)).encode())
+        self.record_s: float | None = None
         self._drop_rollouts()  # an attempt that was killed may not have come to it
         self.began = time.perf_counter()
 
     def commit(self, report: WaveReport) -> None:
         """Keep a finished wave; nothing of it is lost afterwards once its checkpoint stands."""
+        began = time.perf_counter()
         self.journal.check()
         step, gold = report.step, gold_scores(report.rollouts)
         name, rows = f"{step}.parquet", sample_rows(report, gold)
@@ -77,10 +81,12 @@ class RunRecord:
         row = wave_row(report)
         self.journal.append("wave", str(step), row)
         wall, self.began = time.perf_counter() - self.began, time.perf_counter()
-        self.add(row | timing_row(report, self.clock.take(), wall), report)
+        self.add(row | timing_row(report, self.clock.take(), wall, self.record_s), report)
         if (step.index + 1) % self.every == 0 or step.index == self.last:
             self._checkpoint(report)
-            self.began = time.perf_counter()
+        self.push()
+        self.began = time.perf_counter()
+        self.record_s = self.began - began
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Keep an evaluation; one that is known already is not shown twice."""

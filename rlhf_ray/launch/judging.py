@@ -15,13 +15,13 @@ from rlhf_ray.config.schema import Recipe
 from rlhf_ray.console import View
 from rlhf_ray.critiques.files import criticised, critiqued_lines
 from rlhf_ray.data.critiques import PairRecord
-from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.fsio import atomic_write, make_dir, read_bytes
 from rlhf_ray.errors import BadData, RecipeError
 from rlhf_ray.gold.labels import right_labels
 from rlhf_ray.judge_tables import Told, show_strengths
 from rlhf_ray.keys import seed_of
 from rlhf_ray.launch.models import Models
+from rlhf_ray.launch.place import Place, opened
 from rlhf_ray.launch.run import judge_rows
 from rlhf_ray.launch.start import build_task, on_cluster
 from rlhf_ray.messages import Preference
@@ -29,7 +29,7 @@ from rlhf_ray.preferences.diagnostics import groups as strength_groups
 from rlhf_ray.report_strength import diagnose, render
 
 
-def train_judges(recipe: Recipe, run_dir: Path) -> None:
+def train_judges(recipe: Recipe, run_dir: Place) -> None:
     """Train the recipe's judges into `judges/<name>` and report their held-out accuracy."""
     needs = needs_alone(recipe, [name for name, _, _ in trained(recipe)])
     with _made(recipe, run_dir, needs) as models:
@@ -41,7 +41,7 @@ def train_judges(recipe: Recipe, run_dir: Path) -> None:
 
 
 def measure_strengths(
-    recipe: Recipe, run_dir: Path, name: str, *, groups: int, alone: bool
+    recipe: Recipe, run_dir: Place, name: str, *, groups: int, alone: bool
 ) -> None:
     """Let voters judge the pairs of one judge; what they say goes into `strength/<name>`.
 
@@ -81,7 +81,7 @@ def measure_strengths(
         view.say(f"{what:<9} {target / file}")
 
 
-def write_critiques(recipe: Recipe, run_dir: Path, pairs: Sequence[PairRecord], out: Path) -> None:
+def write_critiques(recipe: Recipe, run_dir: Place, pairs: Sequence[PairRecord], out: Path) -> None:
     """Have the recipe's critic criticise both responses of these pairs; they go to `out` with it.
 
     A failed critique is empty in the file, as far as `critic.max_failed` allows any.
@@ -100,12 +100,14 @@ def write_critiques(recipe: Recipe, run_dir: Path, pairs: Sequence[PairRecord], 
 
 
 @contextmanager
-def _made(recipe: Recipe, run_dir: Path, needs: Needs) -> Iterator[Models]:
+def _made(recipe: Recipe, run_dir: Place, needs: Needs) -> Iterator[Models]:
     """The models that a command needs, and no others; whatever cannot be is refused before."""
     check_policy(recipe, needs)
     view, task = View(), build_task(recipe, alone=True)
-    folder = RunFolder(run_dir, recipe, data=task.digest())
-    with on_cluster(recipe, view, crew(recipe, needs)):
+    with (
+        opened(run_dir, recipe, task.digest(), view) as folder,
+        on_cluster(recipe, view, crew(recipe, needs)),
+    ):
         models = Models(recipe, task, folder, view)
         models.start_alone(needs)
         yield models

@@ -46,8 +46,8 @@ class Models:
 
     def __init__(self, recipe: Recipe, task: Task, folder: RunFolder, view: View) -> None:
         self.recipe, self.task, self.folder, self.view = recipe, task, folder.path, view
-        self.logs = self.folder / "logs"
-        self.store = Store(recipe, self.folder, view.progress, folder.began.learner)
+        self.logs, self.witness = self.folder / "logs", folder.attempt.path
+        self.store = Store(recipe, self.folder, view.progress, folder.began.learner, folder.push)
         self.sample = Sampler(lambda *asked, **options: self.rollouts.generate(*asked, **options))
 
     def start(self) -> None:
@@ -224,8 +224,9 @@ class Models:
     def _gang(self, warm_waves: int = 0) -> Learners:
         recipe = self.recipe
         return Learners(
-            recipe.learner, recipe.timeouts, seed=recipe.seed, warm_waves=warm_waves, logs=self.logs
-        )
+            recipe.learner, recipe.timeouts, seed=recipe.seed, warm_waves=warm_waves,
+            logs=self.logs, witness=self.witness,
+        )  # fmt: skip
 
     def _complete(self) -> tuple[Any, str]:
         """What answers the critic's questions, and the name its answers are remembered under."""

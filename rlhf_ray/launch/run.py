@@ -33,6 +33,7 @@ from rlhf_ray.durable.recorded import (
 from rlhf_ray.errors import LearnersLost
 from rlhf_ray.evaluation import HeldOut
 from rlhf_ray.launch.models import Models
+from rlhf_ray.launch.place import Place, opened
 from rlhf_ray.launch.start import build_task, on_cluster
 from rlhf_ray.messages import Refreshed
 from rlhf_ray.metrics import Clock, Row
@@ -45,24 +46,25 @@ LOSSES = 3
 """Times the learners may be lost in a row: where they die at the same place, they will again."""
 
 
-def run(recipe: Recipe, run_dir: Path) -> None:
+def run(recipe: Recipe, run_dir: Place, *, takeover: bool = False) -> None:
     """Run a recipe in its folder; the same call resumes it."""
     began, view = time.perf_counter(), View()
     task = build_task(recipe)
     policy = recipe.policy
     if policy.path is not None:  # its tokenizer is at hand: look before Ray starts
         task.fit(Chat.load(policy.path, trust_remote_code=policy.trust_remote_code))
-    folder = RunFolder(run_dir, recipe, data=task.digest())
-    if (known := read_summary(folder.path)) is not None:
-        view.say("this run is finished; another one needs another --run-dir")
-        view.end(folder.path, known)
-        return
-    view.say(render(plan(recipe)))
-    with on_cluster(recipe, view):
-        models = Models(recipe, task, folder, view)
-        rows = outlive(models, folder, lambda: _trained(models, folder))
-        fsync_tree(folder.path / "final")  # before the summary says that the run is finished
-        view.end(folder.path, leave_results(recipe, folder.path, rows, time.perf_counter() - began))
+    with opened(run_dir, recipe, task.digest(), view, takeover=takeover) as folder:
+        if (found := read_summary(folder.path)) is not None:
+            view.say("this run is finished; another one needs another --run-dir")
+        else:
+            view.say(render(plan(recipe)))
+            with on_cluster(recipe, view):
+                models = Models(recipe, task, folder, view)
+                rows = outlive(models, folder, lambda: _trained(models, folder))
+                fsync_tree(folder.path / "final")  # before the summary says that it is finished
+                wall_s = time.perf_counter() - began
+                found = leave_results(recipe, folder.path, rows, wall_s)
+        view.end(folder.path, found)
 
 
 def outlive(models: Models, folder: RunFolder, work: Callable[[], list[Row]]) -> list[Row]:
@@ -137,6 +139,7 @@ def train(models: Models, folder: Path, journal: Journal) -> list[Row]:
         settings=recipe.checkpoints,
         loop=recipe.loop,
         done=done,
+        push=models.store.push,
     )
     for row in judge_rows(models, record.judges()):
         record.add(row)

@@ -15,8 +15,8 @@ from conftest import ROOT, SMALL_LOOP, small_judge
 
 from rlhf_ray.durable.manifest import verify_manifest
 from rlhf_ray.rewards.card import read_card
+from rlhf_ray.same_end import CLOCK
 
-CLOCK = ("seconds", "wall_s", "overhead_s", "tokens_per_s", "sync_s", "judge_s", "critique_s")
 CRITIC = ["critic.train.steps=20", "critic.train.prompts_per_family=8", "critic.train.samples=2"]
 JUDGES: dict[str, tuple[str, list[str]]] = {
     "judge_bradley_terry": ("sorter", []),

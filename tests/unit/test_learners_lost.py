@@ -1,5 +1,8 @@
 """Which errors mean that a rank is gone, and which are its own?"""
 
+import socket
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,10 +10,10 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, Ra
 
 from actors import judge, learner
 from actors.judge import Judges, Place
-from actors.learner import Learners
+from actors.learner import LearnerActor, Learners
 from rlhf_ray.config.judges import Judge, JudgeFleet, RuleJudge
 from rlhf_ray.config.schema import Timeouts
-from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost
+from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost, RecipeError
 
 
 def raised(cause: Exception) -> Any:
@@ -53,6 +56,24 @@ def test_a_rank_that_is_gone_costs_the_gang_also_where_its_peer_is_heard_first(
 ) -> None:
     with pytest.raises(LearnersLost, match="the learners to update"):
         learners._get(refs, timeout_s=1.0, what="update")
+
+
+def test_a_node_that_does_not_see_the_run_folder_is_named_before_anything_is_trained(
+    learners: Learners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "SEEN_S", 0.0)
+    path = tmp_path / "000001.json"
+    path.write_bytes(b"driver 1")
+    sees = partial(LearnerActor.sees, None)
+    assert sees(path, b"driver 1") == ""
+    assert sees(path, b"driver 2") == sees(tmp_path / "other", b"") == socket.gethostname()
+
+    learners.timeouts, host = Timeouts(), socket.gethostname()
+    monkeypatch.setattr(learners, "_ask", lambda *asked, timeout_s: ["", ""])
+    learners._check_folder(path)
+    monkeypatch.setattr(learners, "_ask", lambda *asked, timeout_s: ["", "node-7"])
+    with pytest.raises(RecipeError, match=rf"node-7 does not see {path}.*{host}.*--run-dir"):
+        learners._check_folder(path)
 
 
 def test_an_error_of_a_rank_whose_peers_live_is_raised_as_it_is(learners: Learners) -> None:

@@ -122,7 +122,7 @@ def test_a_wave_says_what_each_judge_cost_and_what_failed() -> None:
     assert row["failed"] == {"right": {"timeout": 1}}
     assert row["measures"] == {"left": {"swap": 0.5, "odd": None}}
     assert row["critiques"] == {"ok": 1, "empty": 1, "tokens": 40}
-    times = timing_row(WAVE, SECONDS, wall_s=4.0)
+    times = timing_row(WAVE, SECONDS, wall_s=4.0, record_s=0.25)
     assert (times["judge_s"], times["critique_s"]) == ({"left": 0.5, "right": 1.5}, 0.25)
 
 
@@ -150,20 +150,21 @@ def test_the_row_of_a_wave_does_not_depend_on_the_clock() -> None:
 
 
 def test_what_no_stage_accounts_for_is_overhead() -> None:
-    row = timing_row(WAVE, SECONDS, wall_s=4.0)
+    row = timing_row(WAVE, SECONDS, wall_s=4.0, record_s=0.25)
     assert row["overhead_s"] == 0.5
+    assert row["record_s"] == 0.25
     assert row["tokens_per_s"] == 21 / 2.0
     assert row["sync_s"] == 0.25
 
 
 def test_a_replayed_wave_has_no_speed() -> None:
-    assert timing_row(WAVE, {}, wall_s=1.0)["tokens_per_s"] is None
+    assert timing_row(WAVE, {}, wall_s=1.0, record_s=None)["tokens_per_s"] is None
 
 
 def test_nan_never_reaches_json() -> None:
     barren = replace(WAVE, pairs=[], signals=np.full(3, np.nan), rollouts=WAVE.rollouts[2:])
     barren = replace(barren, choices=replace(WAVE.choices, asked=WAVE.choices.asked[2:]))
-    rows = [wave_row(WAVE), wave_row(barren), timing_row(WAVE, SECONDS, 4.0)]
+    rows = [wave_row(WAVE), wave_row(barren), timing_row(WAVE, SECONDS, 4.0, 0.25)]
     for row in [*rows, refresh_row(REFRESHED)]:
         json.dumps(row, allow_nan=False)
     assert wave_row(WAVE)["grad_norm"] is None
@@ -175,7 +176,7 @@ def test_the_summary_adds_up_waves_and_sets_before_against_after() -> None:
         Evaluation(round, Accuracy(found, {"sort": found}), Accuracy(found + 0.1))
         for round, found in enumerate([0.4, 0.5, 0.6])
     ]
-    waves = [wave_row(WAVE) | timing_row(WAVE, SECONDS, wall_s=4.0)] * 2
+    waves = [wave_row(WAVE) | timing_row(WAVE, SECONDS, wall_s=4.0, record_s=0.25)] * 2
     judge = {"kind": "judge", "name": "left", "accuracy": {"sort": 0.9}}
     refreshes = [refresh_row(REFRESHED), refresh_row(replace(REFRESHED, round=2, promoted=False))]
     ends = map(evaluation_row, accuracies[1:])
