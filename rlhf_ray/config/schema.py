@@ -154,6 +154,8 @@ class Elastic(Section):
 
     min: Count = 1
     max: Count
+    ask: bool = False
+    """Keep workers waiting where there is no room, up to `max`: an autoscaler then adds nodes."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Elastic":

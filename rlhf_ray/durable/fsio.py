@@ -8,7 +8,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -117,15 +117,17 @@ def below(folder: Path) -> list[Path]:
         ]
 
 
-def read_bytes(path: Path) -> bytes:
-    return b"".join(_pieces(path))
+def read_bytes(path: Path, *, start: int = 0) -> bytes:
+    """What a file holds from byte `start` on."""
+    return b"".join(pieces(path, start=start))
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    for piece in _pieces(path):
-        digest.update(piece)
+def sha256_of(path: Path, *, first: int | None = None) -> str:
+    """Hex digest of a file, or of its `first` bytes."""
+    digest, left = hashlib.sha256(), first
+    for piece in pieces(path):
+        digest.update(piece[:left])
+        left = None if left is None else max(0, left - len(piece))
     return digest.hexdigest()
 
 
@@ -135,6 +137,19 @@ def atomic_write(path: Path, data: bytes) -> None:
     with explained(f"write {len(data)} bytes to", path):
         with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
             _write(fd, data)
+            disk.fsync(fd)
+        disk.rename(temporary, path)
+    fsync_dir(path.parent)
+
+
+def atomic_join(path: Path, parts: Sequence[Path]) -> None:
+    """Put the bytes of some files, one after the other, at `path`; see `atomic_write`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explained(f"put {len(parts)} files together as", path):
+        with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+            for part in parts:
+                for piece in pieces(part):
+                    _write(fd, piece)
             disk.fsync(fd)
         disk.rename(temporary, path)
     fsync_dir(path.parent)
@@ -230,8 +245,10 @@ def free_bytes(path: Path) -> int:
         return disk.free_bytes(path)
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def pieces(path: Path, *, start: int = 0) -> Iterator[bytes]:
+    """The bytes of a file from `start` on, some at a time."""
     with explained("read", path), _opened(path, os.O_RDONLY) as fd:
+        os.lseek(fd, start, os.SEEK_SET)
         while piece := os.read(fd, _PIECE):
             yield piece
 

@@ -59,6 +59,10 @@ class Head:
     def key(self) -> str:
         return f"{HEADS}/{self.number:09d}.json"
 
+    def next(self, files: Mapping[str, Kept], *, ended: bool) -> "Head":
+        """The one its driver makes after it."""
+        return Head(self.number + 1, self.attempt, self.owner, ended, files)
+
     def keys(self) -> set[str]:
         """All objects it needs."""
         return {piece.key for kept in self.files.values() for piece in kept.pieces}

@@ -5,14 +5,13 @@ What came after the last push is done again after a crash, to the same end. A dr
 takes the run for itself, unless another's beat is still to be heard, and its state into a folder.
 """
 
-import hashlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_ray.durable import fsio
@@ -68,7 +67,7 @@ class Mirror:
 
     def let_go(self, say: Say) -> None:
         """Let go of the run as it was last pushed, in about a second or not at all."""
-        last = replace(self.head, number=self.head.number + 1, ended=True)
+        last = self.head.next(self.head.files, ended=True)
         try:
             self.objects.create(last.key, last.to_bytes(), timeout_s=LAST_S)
         except StorageFailed as error:
@@ -92,7 +91,7 @@ class Mirror:
         if files != old.files or ended:
             self.objects.upload(wholes)
             self.objects.write(tails)
-            self._commit(replace(old, number=number, files=files, ended=ended))
+            self._commit(old.next(files, ended=ended))
         self._seen = seen
 
     def _commit(self, head: Head) -> None:
@@ -166,19 +165,16 @@ class _Seen:
 
 def _looked_at(path: Path, known: Kept | None, key: str) -> tuple[Kept, bytes | None]:
     """A file as it is now, and what of it is not behind the URL yet: its end, or None for all."""
-    digest = hashlib.sha256()
-    with fsio.explained("read", path), path.open("rb") as file:
-        if known is not None and len(known.pieces) < MOST_PIECES:
-            left = known.size
-            while data := file.read(min(1 << 20, left)):
-                digest.update(data)
-                left -= len(data)
-            if not left and digest.hexdigest() == known.sha256:
-                tail = file.read()
-                digest.update(tail)
-                more = (Piece(key, len(tail)),) if tail else ()
-                return Kept(digest.hexdigest(), known.pieces + more), tail
-        size = path.stat().st_size
+    size = _Seen.of(path).size
+    if (
+        known is not None
+        and size >= known.size
+        and len(known.pieces) < MOST_PIECES
+        and fsio.sha256_of(path, first=known.size) == known.sha256
+    ):
+        tail = fsio.read_bytes(path, start=known.size)
+        more = (Piece(key, len(tail)),) if tail else ()
+        return Kept(fsio.sha256_of(path), known.pieces + more), tail
     return Kept(fsio.sha256_of(path), (Piece(key, size),)), None
 
 

@@ -1,7 +1,5 @@
 """From objects to a folder: which files are a run's state, and how do they come here?"""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf_ray.durable import fsio
@@ -32,8 +30,7 @@ def tree(folder: Path, *, half: bool = False) -> dict[str, Path]:
 def pull(objects: Objects, head: Head, folder: Path) -> None:
     """Make `folder` what `head` says, but for what concerns this machine alone.
 
-    What is there already is not fetched again. Nothing is flushed: after a power failure all of it
-    is compared once more.
+    What is there already is not fetched again.
 
     Raises BadData where an object is not what was written.
     """
@@ -44,17 +41,16 @@ def pull(objects: Objects, head: Head, folder: Path) -> None:
     lacking = {name: one for name, one in head.files.items() if not _holds(folder / name, one)}
     fetched = folder / FETCHED
     fsio.make_dir(fetched)
-    with fsio.explained("take a run into", folder):
-        for name, places in _fetched(objects, lacking, fetched):
-            whole = _joined(places)
-            whole.chmod(0o600)
-            if fsio.sha256_of(whole) != head.files[name].sha256:
-                keys = ", ".join(piece.key for piece in head.files[name].pieces)
-                raise BadData(
-                    f"{objects.url}: '{name}' is not as it was written; put back {keys} from a copy"
-                )
-            fsio.make_dir((folder / name).parent)
-            whole.replace(folder / name)
+    for name, parts in _fetched(objects, lacking, fetched).items():
+        fsio.make_dir((folder / name).parent)
+        fsio.atomic_join(folder / name, parts)
+        for part in parts:
+            fsio.remove(part)
+        if not _holds(folder / name, head.files[name]):
+            keys = ", ".join(piece.key for piece in head.files[name].pieces)
+            raise BadData(
+                f"{objects.url}: '{name}' is not as it was written; put back {keys} from a copy"
+            )
     fsio.remove_dir(fetched)
     _remove_empty(folder)
 
@@ -78,9 +74,7 @@ def _holds(path: Path, kept: Kept) -> bool:
     return known and fsio.sha256_of(path) == kept.sha256
 
 
-def _fetched(
-    objects: Objects, lacking: dict[str, Kept], folder: Path
-) -> Iterator[tuple[str, list[Path]]]:
+def _fetched(objects: Objects, lacking: dict[str, Kept], folder: Path) -> dict[str, list[Path]]:
     """The objects of each file, as files in `folder`."""
     places = {
         name: [folder / f"{number}-{part}" for part in range(len(kept.pieces))]
@@ -93,18 +87,7 @@ def _fetched(
             for piece, place in zip(kept.pieces, places[name], strict=True)
         }
     )
-    yield from places.items()
-
-
-def _joined(places: list[Path]) -> Path:
-    """One file of several, which are gone afterwards."""
-    first, *others = places
-    with first.open("ab") as whole:
-        for place in others:
-            with place.open("rb") as part:
-                shutil.copyfileobj(part, whole)
-            place.unlink()
-    return first
+    return places
 
 
 def _remove_empty(folder: Path) -> None:

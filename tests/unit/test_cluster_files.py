@@ -224,7 +224,7 @@ def test_every_command_line_is_ours(name: str, words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     assert words[0] == "rlhf-ray"
     context = command.commands[words[1]].make_context(words[1], words[2:])
-    assert context.params["run_dir"] is None or context.params["run_dir"].is_absolute()
+    assert context.params["run_dir"] is None or Path(context.params["run_dir"]).is_absolute()
     # What is no option is a key of the recipe, so a misspelt option would end up here.
     assert all(re.fullmatch(r"[a-z_.]+=\S+", one) for one in context.args)
 

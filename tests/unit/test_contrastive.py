@@ -4,7 +4,7 @@ from math import exp, log
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -96,7 +96,6 @@ def test_one_sinkhorn_iteration_by_hand() -> None:
     torch.testing.assert_close(sinkhorn(scores, epsilon=1.0, iterations=1), expected)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**32))
 def test_codes_sum_to_one_and_use_all_prototypes_alike(items: int, many: int, seed: int) -> None:
     scores = drawn(items, many, seed=seed)
@@ -139,7 +138,6 @@ def test_swav_predicts_the_code_of_the_other_view() -> None:
     assert loss.tolist() == pytest.approx([2 * (near * unsure + far * sure)] * 2)
 
 
-@settings(deadline=None)
 @given(st.permutations(range(5)), st.integers(0, 2**32))
 def test_swav_does_not_care_how_prototypes_are_numbered(order: list[int], seed: int) -> None:
     first, second = drawn(6, 3, seed=seed), drawn(6, 3, seed=seed + 1)

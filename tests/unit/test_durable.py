@@ -151,7 +151,7 @@ def test_after_a_torn_line_the_next_attempt_goes_on_in_a_new_segment(tmp_path: P
     assert (tmp_path / "000003.jsonl").exists()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(draw=st.data())
 def test_a_flipped_byte_before_the_last_line_is_found(
     segments: dict[str, bytes], draw: st.DataObject

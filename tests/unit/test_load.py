@@ -211,7 +211,7 @@ texts = st.text(max_size=12) | st.sampled_from(
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
 
 
-@settings(deadline=None, max_examples=40)  # a shared machine has no even pace
+@settings(max_examples=40)  # a shared machine has no even pace
 @given(
     arguments=st.dictionaries(texts, plain | st.lists(plain, max_size=3), max_size=4),
     judges=st.lists(texts, min_size=1, max_size=4, unique=True),

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,7 +38,6 @@ def test_spread_objective_by_hand() -> None:
     assert both.item() == pytest.approx((three + tied) / 2)
 
 
-@settings(deadline=None)
 @given(
     st.integers(2, 6).flatmap(
         lambda k: st.lists(

@@ -93,7 +93,7 @@ ACTS = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(acts=st.lists(ACTS, max_size=25), most=st.integers(min_value=1, max_value=4))
 def test_a_new_driver_finds_what_was_pushed_last_whatever_was_done(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple], most: int

@@ -55,7 +55,7 @@ class Told:
         return not (isinstance(event, e.Publish) and self.pool.work.left)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(SECONDS, EVENTS), max_size=60))
 def test_no_order_of_events_breaks_an_invariant(history: list[tuple[float, e.Event]]) -> None:
     told = Told()
@@ -65,7 +65,7 @@ def test_no_order_of_events_breaks_an_invariant(history: list[tuple[float, e.Eve
             told.say(event)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(SECONDS, EVENTS), max_size=40))
 def test_whatever_has_happened_sound_workers_bring_it_to_an_end(
     history: list[tuple[float, e.Event]],

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.data.prompts import fit_prompts, held_out_sample, load_prompts, wave_prompts
@@ -97,7 +97,6 @@ def test_long_prompts_are_refused_or_dropped_and_counted() -> None:
         fit_prompts(prompts, [9, 9, 9], 8, "drop")
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.data(), st.integers(0, 5))
 def test_waves_go_through_all_prompts_epoch_by_epoch_and_never_repeat_one_within_a_wave(
     count: int, data: st.DataObject, seed: int

@@ -155,7 +155,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.dictionaries(st.text(), json_values), min_size=1, max_size=5), st.booleans())
 def test_what_was_written_as_json_lines_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, written: list[dict[str, object]], escaped: bool

@@ -186,7 +186,7 @@ def test_a_form_without_a_usable_pattern_is_refused(pattern: str | None, said: s
         Rules("format", pattern)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from(["exact", "number", "yesno", "choice"]), st.text())
 def test_any_response_is_right_or_wrong(kind: str, response: str) -> None:
     answer = {"exact": "x", "number": "5", "yesno": "no", "choice": "A"}[kind]

@@ -45,6 +45,10 @@ def test_an_order_goes_before_the_room_there_is(run: Path) -> None:
     assert wanted(run, "rollouts", Elastic(min=2, max=6), never)() == 9
 
 
+def test_workers_that_are_to_be_asked_for_are_wanted_whatever_room_there_is(run: Path) -> None:
+    assert wanted(run, "rollouts", Elastic(max=6, ask=True), lambda: 1)() == 6
+
+
 @pytest.mark.parametrize(
     "text", ["rollouts", "rollouts=", "rollouts=0", "rollouts=-1", "learners=2", "judges=1.5", "=1"]
 )

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,8 +110,10 @@ def test_a_kill_takes_the_whole_group(tmp_path: Path) -> None:
     selftest.kill(parent)
     assert parent.returncode == -signal.SIGKILL
     # Its parent is gone, so nobody waits for it here: it is no more, or waits to be collected.
-    status = Path(f"/proc/{child}/stat")
-    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
+    status, ends = Path(f"/proc/{child}/stat"), time.monotonic() + 30
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX":
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def test_moments_follow_from_the_seed_and_come_in_order() -> None:

@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,7 +26,6 @@ def slope(delta: float, epsilon: float, margin: float = 0.0) -> float:
     return found.item()
 
 
-@settings(deadline=None)
 @given(DELTAS, EPSILONS, st.floats(-5.0, 5.0))
 def test_each_pair_pays_a_linear_price_of_its_own(
     delta: float, epsilon: float, margin: float
@@ -51,7 +50,6 @@ def test_without_smoothing_no_difference_is_enough() -> None:
     assert slope(20.0, 0.05) == pytest.approx(0.05, abs=1e-8)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(DELTAS, st.floats(0.0, 0.499)), min_size=1, max_size=6))
 def test_one_epsilon_per_pair_is_the_one_for_all_row_by_row(
     pairs: list[tuple[float, float]],
@@ -82,7 +80,6 @@ def test_epsilons_of_pairs_are_refused_out_of_range_and_out_of_shape(epsilon: Te
         smoothed_bt(column(1.0, 1.0), epsilon)
 
 
-@settings(deadline=None)
 @given(DELTAS, EPSILONS)
 def test_a_flipped_pair_has_the_loss_of_the_opposite_difference(
     delta: float, epsilon: float
@@ -111,7 +108,6 @@ def test_a_margin_stands_inside_the_sigmoid_and_has_a_gradient() -> None:
     assert gradient.item() == pytest.approx(0.5)
 
 
-@settings(deadline=None)
 @given(st.floats(-15.0, 15.0), st.floats(-15.0, 15.0), st.floats(0.0, 0.99))
 def test_smoothing_of_two_classes_is_half_the_doubt(
     right: float, other: float, smoothing: float

@@ -74,9 +74,7 @@ def words_of_a_shell(entrypoint: str, folder: Path) -> list[str]:
     return done.stdout.decode().split("\0")[:-1]
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(run_dir=WORDS, overrides=st.lists(WORDS))
 @example(run_dir='/shared/it\'s; $(touch x)\n"run"', overrides=HOSTILE)
 def test_a_shell_hands_over_every_word_as_it_was(
