@@ -1,8 +1,8 @@
 """How long is a run without a rollout worker that was killed, beyond what an engine takes to start?
 
 One worker is started as at the beginning of a run, and killed with SIGKILL some times, while idle
-and while it samples; each time the seconds are counted from the kill until its successor is ready
-and its work was done. Weights are those of the start: a delivery is measured by `overhead.py`.
+and while it samples; the seconds are counted from the kill until its work is in the hands of its
+successor. Weights are those of the start: what a delivery takes is measured by `overhead.py`.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from statistics import median
 import ray
 
 from actors.cluster import cluster
-from actors.pool import gather, turn
 from actors.rollout import Rollouts
 from rlhf_ray.config.schema import GoldData, Scratch, Timeouts
 from rlhf_ray.config.schema import Rollouts as Settings
@@ -47,35 +46,31 @@ def pid_of(rollouts: Rollouts) -> int:
     return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60))
 
 
-def idle(rollouts: Rollouts) -> float:
-    """Seconds from the kill of an idle worker until another is ready."""
-    pid, [number] = pid_of(rollouts), rollouts.pool.actors
+def recovery(rollouts: Rollouts, *, sampling: bool) -> float:
+    """Seconds from the kill of the worker, `sampling` or idle and then asked, until what it was
+    asked is in the hands of its successor."""
+    prompts = draw_prompts(GoldData().families, 64, seed=0, purpose="bench", evaluation=False)
+    crew, pid, [victim] = rollouts.pool.pool.crew, pid_of(rollouts), rollouts.pool.actors
+    work = threading.Thread(target=rollouts.generate, args=("a", prompts), kwargs={"samples": 64})
+
+    def await_lease(mine: bool) -> None:
+        ends = time.monotonic() + TIMEOUTS.engine_s
+        while not any((number == victim) == mine and one.chunk is not None
+                      for number, one in list(crew.workers.items())):  # fmt: skip
+            assert time.monotonic() < ends, "nobody was asked"
+            time.sleep(0.01)
+
+    if sampling:
+        work.start()
+        await_lease(mine=True)
     began = time.perf_counter()
     os.kill(pid, signal.SIGKILL)
-    while number in rollouts.pool.actors:
-        turn([rollouts.pool])
-    gather([rollouts.pool])
-    return time.perf_counter() - began
-
-
-def sampling(rollouts: Rollouts) -> float:
-    """Seconds from the kill of a sampling worker until what it was asked is there, less the seconds
-    of sampling alone."""
-    prompts = draw_prompts(GoldData().families, 64, seed=0, purpose="bench", evaluation=False)
-    pid, killed = pid_of(rollouts), list[float]()
-    began = time.perf_counter()
-    rollouts.generate("straight", prompts, samples=64)
-    alone = time.perf_counter() - began
-
-    def kill() -> None:
-        os.kill(pid, signal.SIGKILL)
-        killed.append(time.perf_counter())
-
-    timer = threading.Timer(alone / 2, kill)
-    timer.start()
-    rollouts.generate("killed", prompts, samples=64)
-    timer.join(timeout=60)
-    return time.perf_counter() - killed[0] - alone
+    if not sampling:
+        work.start()
+    await_lease(mine=False)
+    found = time.perf_counter() - began
+    work.join(timeout=TIMEOUTS.generate_s)
+    return found
 
 
 def main() -> None:
@@ -91,8 +86,8 @@ def main() -> None:
         for _ in range(repeats):
             rollouts, seconds = started(policy)
             starts.append(seconds)
-            found["idle"].append(idle(rollouts))
-            found["sampling"].append(sampling(rollouts))
+            for what, seen in found.items():
+                seen.append(recovery(rollouts, sampling=what == "sampling"))
             rollouts.stop()
     start = median(starts)
     print(f"| engine start, median of {repeats} | {start:.1f} s |")
