@@ -141,6 +141,7 @@ class JudgeMaker:
         voters = Voters(
             reading, entry.train, settings.voting, self.recipe.learner, self.gangs,
             self.store.progress, seed=seed_of(self.recipe.seed, "voters", name), folder=folder,
+            push=self.store.push,
         )  # fmt: skip
         kept, found = voters.vote(pairs)
         if path is not None:

@@ -46,9 +46,11 @@ class Voters:
         *,
         seed: int,
         folder: Path | None = None,
+        push: Callable[[], None] = lambda: None,
     ) -> None:
-        """Votes that were cast are kept in `folder` and not cast again after a crash."""
-        self.folder = folder
+        """Votes that were cast are kept in `folder` and not cast again after a crash; `push` is
+        called after each."""
+        self.folder, self.push = folder, push
         self.weights: dict[tuple[int, int], str] = {}
         """sha256 of each voter's weights, by voter and fold."""
         self.reading, self.learner, self.gangs = reading, learner, gangs
@@ -99,6 +101,7 @@ class Voters:
             make_dir(self.folder)
             row = {"weights": weights, "margins": margins.tolist()}
             atomic_write(path, json.dumps(row).encode())
+            self.push()
         row = json.loads(path.read_bytes())
         return np.array(row["margins"], dtype=np.float64), row["weights"]
 

@@ -9,12 +9,16 @@ import json
 import os
 import signal
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.durable import fsio
-from rlhf_ray.errors import RlhfRayError
+from rlhf_ray.errors import RecipeError, RlhfRayError
+
+GONE_S = 30.0
+"""A process that was killed has ended after this."""
 
 
 class TakenOver(RlhfRayError):
@@ -40,6 +44,31 @@ class Owner:
         """Whether it is a process of this host that has not ended."""
         known = bool(self.born) and self.host == socket.gethostname()
         return known and _born(self.pid) == self.born
+
+    def ended_here(self) -> bool:
+        """Whether it surely was a process of this host, and has ended. A name proves nothing:
+        containers share it with others, and machines have it in turn."""
+        place, _, began = self.born.rpartition(" ")
+        return bool(began) and place == _place() and not self.lives_here()
+
+    def end(self) -> None:
+        """Kill it where it is another process of this host, and wait until it is gone.
+
+        Raises RecipeError where it cannot be killed.
+        """
+        ends = time.monotonic() + GONE_S
+        while self.lives_here() and self.pid != os.getpid():
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+            except PermissionError as error:
+                raise RecipeError(
+                    f"{self} belongs to another user and cannot be ended; ask them to end it"
+                ) from error
+            if time.monotonic() > ends:
+                raise RecipeError(f"{self} was killed and does not end; see what holds it")
+            time.sleep(0.05)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -102,8 +131,8 @@ def take_over(run: Path) -> Owner | None:
     if not newest(run):
         return None
     Attempt(run, waits=True)
-    if before is not None and before.lives_here():
-        os.kill(before.pid, signal.SIGKILL)
+    if before is not None:
+        before.end()
     return before
 
 
@@ -125,8 +154,18 @@ def _path(run: Path, number: int) -> Path:
 def _born(pid: int) -> str:
     """Start of the machine, and of the process in clock ticks since; "" for one that is gone."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if state in "ZX" else f"{boot} {rest[18]}"
+    place = _place()
+    return "" if state in "ZX" or not place else f"{place} {rest[18]}"
+
+
+def _place() -> str:
+    """This start of this machine, and the space its process numbers are of; "" where /proc does
+    not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""

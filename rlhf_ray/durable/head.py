@@ -82,9 +82,11 @@ class Head:
                     "with the version that wrote it"
                 )
             files = {
-                name: Kept(one["sha256"], tuple(Piece(**piece) for piece in one["pieces"]))
+                _checked(name): Kept(one["sha256"], tuple(Piece(**it) for it in one["pieces"]))
                 for name, one in body.pop("files").items()
             }
+            if not all(kept.pieces for kept in files.values()):
+                raise ValueError("a file without objects")
             return cls(owner=Owner(**body.pop("owner")), files=files, **body)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise BadData(
@@ -112,3 +114,10 @@ def numbered(objects: Objects) -> list[int]:
     """Numbers of the heads that are there, in order."""
     stems = [name.rpartition("/")[2].removesuffix(".json") for name in objects.names(HEADS)]
     return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def _checked(name: str) -> str:
+    """A path that stays below the run folder."""
+    if not all(part not in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise ValueError(f"a file '{name}'")
+    return name

@@ -1,17 +1,16 @@
 """A run folder that outlives this machine: a folder here, and its state behind a URL.
 
 The driver works in the folder; `push` makes what it holds the state of the run, all of it at once.
-What came after the last push is done again after a crash, to the same end. A driver that begins
-takes the run for itself, unless another's beat is still to be heard, and its state into a folder.
+What came after the last push is done again on another machine, to the same end. A driver that
+begins takes the run for itself, unless another's beat is still to be heard, and its state into a
+folder.
 """
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_ray.durable import fsio
@@ -28,121 +27,179 @@ BEAT_S = 10.0
 SILENT_S = 3 * BEAT_S
 """A driver that gives none for so long is dead, or can write no more."""
 LAST_S = 1.0
-"""Longest that a driver takes to let go where it is asked to stop."""
+"""Longest wait for an answer of a driver that is asked to stop."""
 MOST_PIECES = 64
 """A file of more objects than this is written anew."""
+LOOKS = 3
+"""Files that somebody changes while they are pushed are looked at so often."""
 
 
 class Mirror:
-    """One driver's hold on a run behind a URL."""
+    """One driver's hold on a run behind a URL, from `take` on."""
 
-    def __init__(self, objects: Objects, folder: Path, *, takeover: bool, say: Say) -> None:
-        """Take the run, and its state into `folder`; what else lay there is gone.
+    def __init__(self, objects: Objects, folder: Path, say: Say) -> None:
+        self.objects, self.folder, self.say = objects, folder, say
+        self.head: Head | None = None
+        self._seen: dict[str, _Seen] = {}
+        self._unneeded: list[str] = []
+        self._lock = threading.Lock()
+        self._beat: _Beat | None = None
+        # Beside the folder: which state it goes on from.
+        self._mark = folder.with_name(f"{folder.name}.head")
+
+    def take(self, *, takeover: bool) -> None:
+        """Take the run, and its state into the folder; what else lay there is gone.
 
         Raises RecipeError where another driver has the run, StorageFailed where the store cannot
         be used, BadData where the state is damaged.
         """
-        self.objects, self.folder = objects, folder
-        objects.check_exclusive()
-        before = newest(objects)
+        self.objects.check_exclusive()
+        before = newest(self.objects)
         if before is not None and not before.ended:
-            _await_silence(objects, before, takeover=takeover, say=say)
-        self.head = _begun(objects, before)
-        self._beat = _Beat(objects, self.head.attempt, say)
-        pull(objects, self.head, folder)
-        self._seen = {name: _Seen.of(folder / name) for name in self.head.files}
-        self._unneeded: list[str] = []
-        self._clear()
+            _await_silence(self.objects, before, takeover=takeover, say=self.say)
+            before = newest(self.objects)  # its last push may have been under way
+        self.head = _begun(self.objects, before)
+        self._beat = _Beat(self.objects, self.head.attempt, self.say)
+        if before is None or not self._goes_on_from(before):
+            if self._mark.exists():
+                fsio.remove(self._mark)
+            pull(self.objects, self.head, self.folder)
+        self._keep_mark(self.head)
+        self._clear(self.head)
 
     def push(self) -> None:
-        """Make the folder as it is the state of the run.
+        """Make the folder as it is the state of the run. Threads may call it.
 
         Raises TakenOver where another driver has it, StorageFailed where it cannot be written.
         """
-        self._push(ended=False)
+        with self._lock:
+            self._push(ended=False)
 
     def end(self) -> None:
         """Push for the last time, and let go of the run."""
-        self._push(ended=True)
+        with self._lock:
+            self._push(ended=True)
 
-    def let_go(self, say: Say) -> None:
-        """Let go of the run as it was last pushed, in about a second or not at all."""
+    def let_go(self) -> None:
+        """Let go of the run as it was last pushed, in a second or two, or not at all."""
+        if self.head is None:
+            return
         last = self.head.next(self.head.files, ended=True)
         try:
-            self.objects.create(last.key, last.to_bytes(), timeout_s=LAST_S)
-        except StorageFailed as error:
-            say(f"{error}\n  a driver on another host will listen {SILENT_S:g} s for this one")
+            made = self.objects.create(last.key, last.to_bytes(), within_s=LAST_S)
+        except StorageFailed:
+            made = False
+        if made:
+            self._keep_mark(last)
+        else:
+            self.say(f"a driver on another machine will listen {SILENT_S:g} s for this one")
+
+    def close(self) -> None:
+        """No further sign of life."""
+        if self._beat is not None:
+            self._beat.stop()
 
     def _push(self, *, ended: bool) -> None:
-        old, number = self.head, self.head.number + 1
-        seen, files = dict[str, _Seen](), dict[str, Kept]()
-        wholes, tails = dict[str, Path](), dict[str, bytes]()
-        for name, path in tree(self.folder).items():
-            seen[name], known = _Seen.of(path), old.files.get(name)
-            if known is not None and seen[name] == self._seen.get(name):
-                files[name] = known
-                continue
-            key = f"files/{old.attempt:06d}/{name}@{number:09d}"
-            files[name], tail = _looked_at(path, known, key)
-            if tail is None:
-                wholes[key] = path
-            elif tail:
-                tails[key] = tail
-        if files != old.files or ended:
-            self.objects.upload(wholes)
-            self.objects.write(tails)
-            self._commit(old.next(files, ended=ended))
-        self._seen = seen
+        assert self.head is not None, "not taken"
+        for _ in range(LOOKS):
+            look = self._look(self.head)
+            if look.files == self.head.files and not ended:
+                self._check(self.head)
+                self._seen = look.seen
+                return
+            self.objects.upload(look.wholes)
+            self.objects.write(look.tails)
+            if all(_Seen.of(self.folder / name) == look.seen[name] for name in look.sent):
+                self._commit(self.head, self.head.next(look.files, ended=ended))
+                self._seen = look.seen
+                return
+        raise StorageFailed(
+            f"{self.folder} was changed whenever it was pushed to {self.objects.url}; end what "
+            "else writes there, then start the same command again"
+        )
 
-    def _commit(self, head: Head) -> None:
-        """Make `head` the state; what neither it nor the one before needs is deleted."""
-        made = self.objects.create(head.key, head.to_bytes())
+    def _look(self, head: Head) -> "_Look":
+        look = _Look()
+        for name, path in tree(self.folder).items():
+            seen, known = _Seen.of(path), head.files.get(name)
+            if seen is None:
+                continue
+            look.seen[name] = seen
+            if known is not None and seen == self._seen.get(name):
+                look.files[name] = known
+                continue
+            key = f"files/{head.attempt:06d}/{name}@{head.number + 1:09d}"
+            look.files[name], tail = _looked_at(path, seen.size, known, key)
+            if tail is None:
+                look.wholes[key] = path
+            elif tail:
+                look.tails[key] = tail
+            look.sent.append(name)
+        return look
+
+    def _check(self, head: Head) -> list[int]:
+        """Numbers of the heads there are. Raises TakenOver where `head` is not the newest."""
         numbers = numbered(self.objects)
-        if not made or numbers[-1:] != [head.number]:
-            found = newest(self.objects)
-            raise TakenOver(
-                f"{found.owner if found else 'somebody'} has taken over {self.objects.url}; this "
-                f"was attempt {head.attempt}, and it writes no more"
-            )
-        before, self.head = self.head, head
+        if numbers[-1:] != [head.number]:
+            self._taken_over()
+        return numbers
+
+    def _commit(self, before: Head, head: Head) -> None:
+        """Make `head` the state; what neither it nor the one before needs is deleted."""
+        if not self.objects.create(head.key, head.to_bytes()):
+            self._taken_over()
+        numbers = self._check(head)
+        self.head = head
+        self._keep_mark(head)
         # Somebody may still be reading the state before this one; the one before that is gone.
         older = [f"{HEADS}/{number:09d}.json" for number in numbers if number < before.number]
         self.objects.delete([*older, *self._unneeded])
         self._unneeded = sorted(before.keys() - head.keys())
 
-    def _clear(self) -> None:
-        """Delete what earlier attempts have left and no state needs: they can make none now."""
-        number, attempt, needed = self.head.number, self.head.attempt, self.head.keys()
-        older = {
-            *(key for key in self.objects.names("files") if key < f"files/{attempt:06d}/"),
-            *(key for key in self.objects.names("beats") if key < _beat_key(attempt)),
-            *(f"{HEADS}/{one:09d}.json" for one in numbered(self.objects) if one < number),
-        }
-        self.objects.delete(sorted(older - needed))
+    def _taken_over(self) -> None:
+        found = newest(self.objects)
+        raise TakenOver(
+            f"{found.owner if found else 'somebody'} has taken over {self.objects.url}; this "
+            "driver writes no more"
+        )
 
-    def close(self) -> None:
-        """No further sign of life."""
-        self._beat.stop()
+    def _goes_on_from(self, head: Head) -> bool:
+        """Whether the folder was worked in after it was this very state: it holds all of it."""
+        return self._mark.is_file() and fsio.read_bytes(self._mark) == _mark_of(head)
+
+    def _keep_mark(self, head: Head) -> None:
+        fsio.atomic_write(self._mark, _mark_of(head))
+
+    def _clear(self, head: Head) -> None:
+        """Delete what earlier attempts have left and no state needs: they can make none now."""
+        older = {
+            *(key for key in self.objects.names("files") if key < f"files/{head.attempt:06d}/"),
+            *(key for key in self.objects.names("beats") if key < _beat_key(head.attempt)),
+            *(f"{HEADS}/{one:09d}.json" for one in numbered(self.objects) if one < head.number),
+        }
+        self.objects.delete(sorted(older - head.keys()))
 
 
 @contextmanager
 def mirrored(url: str, folder: Path, *, takeover: bool, say: Say) -> Iterator[Mirror]:
     """A run in `folder` whose state is behind `url`; it is let go of however this ends."""
-    mirror = Mirror(Objects(url), folder, takeover=takeover, say=say)
+    mirror = Mirror(Objects(url, say), folder, say)
     try:
+        mirror.take(takeover=takeover)
         yield mirror
         mirror.end()
     except TakenOver:
         raise
     except (KeyboardInterrupt, SystemExit, StorageFailed):
-        mirror.let_go(say)
+        mirror.let_go()
         raise
     except Exception:
         # What went wrong is told; what was done until then is kept if it can be.
-        try:
-            mirror.end()
-        except StorageFailed as error:
-            say(str(error))
+        if mirror.head is not None:
+            try:
+                mirror.end()
+            except (StorageFailed, TakenOver) as error:
+                say(str(error))
         raise
     finally:
         mirror.close()
@@ -150,22 +207,35 @@ def mirrored(url: str, folder: Path, *, takeover: bool, say: Say) -> Iterator[Mi
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A file as it was when it was pushed."""
+    """A file as it was when it was looked at."""
 
     size: int
     changed_ns: int
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> "_Seen":
-        with fsio.explained("look at", path):
+    def of(cls, path: Path) -> "_Seen | None":
+        """None for a file that is gone."""
+        try:
             found = path.stat()
+        except FileNotFoundError:
+            return None
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
-def _looked_at(path: Path, known: Kept | None, key: str) -> tuple[Kept, bytes | None]:
+@dataclass(slots=True)
+class _Look:
+    """A run folder at one moment, and what of it is not behind the URL yet."""
+
+    files: dict[str, Kept] = field(default_factory=dict)
+    seen: dict[str, _Seen] = field(default_factory=dict)
+    wholes: dict[str, Path] = field(default_factory=dict)
+    tails: dict[str, bytes] = field(default_factory=dict)
+    sent: list[str] = field(default_factory=list)
+
+
+def _looked_at(path: Path, size: int, known: Kept | None, key: str) -> tuple[Kept, bytes | None]:
     """A file as it is now, and what of it is not behind the URL yet: its end, or None for all."""
-    size = _Seen.of(path).size
     if (
         known is not None
         and size >= known.size
@@ -194,33 +264,25 @@ def _await_silence(objects: Objects, head: Head, *, takeover: bool, say: Say) ->
     """Return when the driver that made `head` is dead, or may be taken over."""
     owner, key = head.owner, _beat_key(head.attempt)
     if takeover:
-        # On this host both would work in one folder.
-        if owner.lives_here():
-            os.kill(owner.pid, signal.SIGKILL)
-            _await_death(owner)
+        owner.end()  # where it is a process of this host: both would work in one folder
         return
-    running = RecipeError(
+    if owner.ended_here():
+        return
+    ends, first = time.monotonic() + SILENT_S, objects.read(key)
+    if not owner.lives_here():
+        say(f"listening {SILENT_S:g} s for {owner}, which has not let go of {objects.url}")
+    while not owner.lives_here() and objects.read(key) == first:
+        if time.monotonic() > ends:
+            return
+        time.sleep(BEAT_S / 5)
+    raise RecipeError(
         f"another driver is running in {objects.url} ({owner}); wait for it, end it, take the run "
         "over with --takeover, or use another --run-dir"
     )
-    if owner.lives_here():
-        raise running
-    if owner.host == Owner.here().host:
-        return
-    say(f"listening {SILENT_S:g} s for {owner}, which has not let go of {objects.url}")
-    ends, first = time.monotonic() + SILENT_S, objects.read(key)
-    while time.monotonic() < ends:
-        time.sleep(BEAT_S / 5)
-        if objects.read(key) != first:
-            raise running
 
 
-def _await_death(owner: Owner) -> None:
-    ends = time.monotonic() + SILENT_S
-    while owner.lives_here():
-        if time.monotonic() > ends:
-            raise RecipeError(f"{owner} was killed and does not end; see what holds it")
-        time.sleep(0.05)
+def _mark_of(head: Head) -> bytes:
+    return f"head {head.number} of attempt {head.attempt}\n".encode()
 
 
 def _beat_key(attempt: int) -> str:
@@ -243,7 +305,7 @@ class _Beat:
         while not self._over.is_set():
             count += 1
             try:
-                self._objects.write({self._key: str(count).encode()})
+                self._objects.write({self._key: str(count).encode()}, within_s=BEAT_S)
                 failed = 0
             except StorageFailed as error:
                 failed += 1

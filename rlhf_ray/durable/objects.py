@@ -1,24 +1,39 @@
 """Objects behind a URL: what can a run be kept in that is no disk? The sole importer of fsspec.
 
-Only stores that can make an object *exclusively*, so that of two drivers one is refused, are used.
-Every call ends by a deadline; whatever goes wrong is `StorageFailed`.
+Only stores that can refuse to make an object that is there, so that of two drivers one is refused,
+are used. What fails because the store is away is tried again for a while; every call ends by a
+deadline, and what goes wrong then is `StorageFailed`.
 """
 
+import errno
 import queue
+import re
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf_ray.errors import RecipeError, StorageFailed
 
+AWAY_S = 300.0
+"""A store that is away for longer ends the run."""
+PAUSE_S = 3.0
+"""Between two tries."""
 CALL_S = 60.0
-"""Longest wait for an answer about one small object; requests are repeated meanwhile."""
-BULK_S = 3600.0
-"""Longest wait for all files of one push or pull."""
-_EXCLUSIVE = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}
-"""Protocols that refuse to make what is there already, and the package that speaks them."""
+"""Longest wait for one answer, and to it the bytes are added at ..."""
+SLOWEST = 1 << 20
+"""... so many per second. What is slower is as good as away."""
+BATCH_BYTES, BATCH_FILES = 256 << 20, 64
+"""Files that are sent or fetched side by side."""
+_SPEAKS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}
+"""Protocols that refuse to make what is there already, and the package that speaks each."""
+_URL = re.compile(rf"({'|'.join(_SPEAKS)})://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._+=,~@-]+)+")
+_AWAY = {
+    errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+}  # fmt: skip
 
 T = TypeVar("T")
 
@@ -26,19 +41,21 @@ T = TypeVar("T")
 class Objects:
     """Everything below one URL, by keys relative to it."""
 
-    def __init__(self, url: str) -> None:
-        """Raises RecipeError for a URL that runs cannot be kept behind."""
-        check_url(url)
+    def __init__(self, url: str, say: Callable[[str], None] = print) -> None:
+        """`say` hears when the store is away.
+
+        Raises RecipeError for a URL that runs cannot be kept behind.
+        """
+        self.url, self._say = checked_url(url), say
         import fsspec
 
         try:
             # Listings are never remembered: another driver may have written since.
             options = {"use_listings_cache": False, "skip_instance_cache": True}
-            self._fs, self._top = fsspec.core.url_to_fs(url, **options)
+            self._fs, self._top = fsspec.core.url_to_fs(self.url, **options)
         except ImportError as error:
-            package = _EXCLUSIVE[url.partition("://")[0]]
+            package = _SPEAKS[url.partition("://")[0]]
             raise RecipeError(f"'{url}' needs {package}: pip install {package}") from error
-        self.url = url.rstrip("/")
 
     def check_exclusive(self) -> None:
         """Raises RecipeError where the store makes an object that is there already once more, as
@@ -52,7 +69,7 @@ class Objects:
                 "write there at once; use a store with conditional writes, or a folder"
             )
 
-    def create(self, key: str, data: bytes, *, timeout_s: float = CALL_S) -> bool:
+    def create(self, key: str, data: bytes, *, within_s: float | None = None) -> bool:
         """Make an object that is not there; False where it is, with other content than `data`."""
 
         def make() -> bool:
@@ -67,43 +84,45 @@ class Objects:
                 return bool(found == data)
             return True
 
-        return self._within(timeout_s, f"create {key} in", make)
+        return self._done(f"create {key} in", make, len(data), within_s)
 
-    def read(self, key: str) -> bytes | None:
+    def read(self, key: str, *, within_s: float | None = None) -> bytes | None:
         """None where there is no such object."""
-        return self._within(CALL_S, f"read {key} of", lambda: self._found(key))
+        return self._done(f"read {key} of", lambda: self._found(key), 0, within_s)
 
-    def write(self, pieces: Mapping[str, bytes]) -> None:
+    def write(self, pieces: Mapping[str, bytes], *, within_s: float | None = None) -> None:
         """Make or replace objects."""
-        content = {self._at(key): data for key, data in pieces.items()}
-        if content:
-            self._within(BULK_S, f"write {len(content)} objects to", lambda: self._fs.pipe(content))
+        for key, data in pieces.items():
+            self._done(
+                f"write {key} to", lambda: self._fs.pipe_file(self._at(key), data),  # noqa: B023
+                len(data), within_s,
+            )  # fmt: skip
 
     def upload(self, files: Mapping[str, Path]) -> None:
         """Make or replace objects from files."""
-        local, remote = [str(path) for path in files.values()], [self._at(key) for key in files]
-        if local:
-            self._within(
-                BULK_S, f"upload {len(local)} files to", lambda: self._fs.put(local, remote)
-            )
+        sizes = {key: path.stat().st_size for key, path in files.items()}
+        for keys in batches(sizes):
+            local, remote = [str(files[key]) for key in keys], [self._at(key) for key in keys]
+            self._done(
+                f"upload {len(keys)} files to", lambda: self._fs.put(local, remote),  # noqa: B023
+                sum(sizes[key] for key in keys),
+            )  # fmt: skip
 
-    def download(self, files: Mapping[str, Path]) -> None:
-        """Objects into files, whose folders are there."""
+    def download(self, files: Mapping[str, Path], size: int) -> None:
+        """Objects of `size` bytes in all into files, whose folders are there."""
         local, remote = [str(path) for path in files.values()], [self._at(key) for key in files]
         if remote:
-            self._within(
-                BULK_S, f"download {len(local)} files of", lambda: self._fs.get(remote, local)
-            )
+            self._done(f"download {len(local)} files of", lambda: self._fs.get(remote, local), size)
 
     def names(self, folder: str) -> list[str]:
         """Keys of all objects below a folder, sorted."""
-        found = self._within(CALL_S, f"list {folder} of", lambda: self._fs.find(self._at(folder)))
+        found = self._done(f"list {folder} of", lambda: self._fs.find(self._at(folder)))
         return sorted(name.removeprefix(f"{self._top}/") for name in found)
 
     def delete(self, keys: Iterable[str]) -> None:
-        gone = [self._at(key) for key in keys]
-        if gone:
-            self._within(BULK_S, f"delete {len(gone)} objects of", lambda: self._fs.rm(gone))
+        """Those that are there; a key is never a pattern."""
+        for key in keys:
+            self._done(f"delete {key} of", lambda: self._gone(key))  # noqa: B023
 
     def _at(self, key: str) -> str:
         return f"{self._top}/{key}"
@@ -115,39 +134,80 @@ class Objects:
             return None
         return found
 
-    def _within(self, seconds: float, what: str, call: Callable[[], T]) -> T:
-        """What `call` returns. It runs beside us: libraries of stores have no end of their own."""
-        told: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    def _gone(self, key: str) -> None:
+        if self._fs.exists(self._at(key)):
+            self._fs.rm_file(self._at(key))
 
-        def work() -> None:
-            try:
-                told.put((call(), None))
-            except Exception as error:
-                told.put((None, error))
+    def _done(
+        self, what: str, call: Callable[[], T], size: int = 0, within_s: float | None = None
+    ) -> T:
+        """What `call` returns, in the end. It runs beside us: what it uses may hang."""
+        patience_s = AWAY_S if within_s is None else within_s
+        wait_s = CALL_S + size / SLOWEST if within_s is None else within_s
+        ends, said = time.monotonic() + patience_s, False
+        while True:
+            found, error = _beside(call, wait_s)
+            if error is None:
+                result: T = found
+                return result
+            if not _is_away(error) or time.monotonic() + PAUSE_S > ends:
+                raise StorageFailed(
+                    f"cannot {what} {self.url}: {type(error).__name__}: {error}; see whether it is "
+                    "there and open to this user, then start the same command again"
+                ) from error
+            if not said:
+                self._say(f"{self.url} does not answer, trying for {patience_s:g} s: {error}")
+            said = True
+            time.sleep(PAUSE_S)
 
-        threading.Thread(target=work, daemon=True, name="objects").start()
-        try:
-            found, error = told.get(timeout=seconds)
-        except queue.Empty:
-            raise StorageFailed(
-                f"cannot {what} {self.url}: no answer within {seconds:g} s; see whether it can be "
-                "reached, then start the same command again"
-            ) from None
-        if error is not None:
-            raise StorageFailed(
-                f"cannot {what} {self.url}: {type(error).__name__}: {error}; see whether it is "
-                "there and open to this user, then start the same command again"
-            ) from error
-        result: T = found
-        return result
+
+def batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in order, as many at a time as are sent or fetched side by side."""
+    batch, total = list[str](), 0
+    for name, size in sizes.items():
+        if batch and (len(batch) == BATCH_FILES or total + size > BATCH_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(name)
+        total += size
+    if batch:
+        yield batch
 
 
-def check_url(url: str) -> None:
-    """Raises RecipeError for a URL that runs cannot be kept behind."""
-    protocol, _, place = url.partition("://")
-    if protocol not in _EXCLUSIVE or not place.strip("/"):
-        known = ", ".join(f"{one}://BUCKET/PATH" for one in _EXCLUSIVE if one != "memory")
+def checked_url(url: str) -> str:
+    """The URL in its one spelling. Raises RecipeError where runs cannot be kept behind it."""
+    plain = url.rstrip("/")
+    if not _URL.fullmatch(plain) or "/../" in f"{plain}/":
+        known = " or ".join(f"{one}://BUCKET/PATH" for one in _SPEAKS if one != "memory")
         raise RecipeError(
-            f"a run cannot be kept in '{url}', where two drivers might write at once; give "
-            f"{known}, or a folder"
+            f"a run cannot be kept in '{url}': give {known}, of letters, digits and ._+=,~@-, or a "
+            "folder"
         )
+    return plain
+
+
+def _beside(call: Callable[[], T], wait_s: float) -> tuple[Any, Exception | None]:
+    """What a call returns or raises, TimeoutError where it has done neither by then."""
+    told: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            told.put((call(), None))
+        except Exception as error:
+            told.put((None, error))
+
+    threading.Thread(target=work, daemon=True, name="objects").start()
+    try:
+        return told.get(timeout=wait_s)
+    except queue.Empty:
+        return None, TimeoutError(f"no answer within {wait_s:g} s")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may succeed in a while."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _AWAY
+    # Libraries of stores have trees of their own.
+    return any(word in type(error).__name__ for word in ("Connect", "Timeout", "ServerError"))

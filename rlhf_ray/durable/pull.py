@@ -1,11 +1,12 @@
 """From objects to a folder: which files are a run's state, and how do they come here?"""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_ray.durable import fsio
 from rlhf_ray.durable.head import Head, Kept, newest
-from rlhf_ray.durable.objects import Objects
-from rlhf_ray.errors import BadData
+from rlhf_ray.durable.objects import Objects, batches
+from rlhf_ray.errors import BadData, StorageFailed
 
 FETCHED = ".fetched"
 HERE_ALONE = (".lock", "logs", "scale.json")
@@ -30,7 +31,7 @@ def tree(folder: Path, *, half: bool = False) -> dict[str, Path]:
 def pull(objects: Objects, head: Head, folder: Path) -> None:
     """Make `folder` what `head` says, but for what concerns this machine alone.
 
-    What is there already is not fetched again.
+    What is there already is not fetched again, also where an earlier pull was broken off.
 
     Raises BadData where an object is not what was written.
     """
@@ -39,55 +40,63 @@ def pull(objects: Objects, head: Head, folder: Path) -> None:
         if name not in head.files:
             fsio.remove(path)
     lacking = {name: one for name, one in head.files.items() if not _holds(folder / name, one)}
-    fetched = folder / FETCHED
-    fsio.make_dir(fetched)
-    for name, parts in _fetched(objects, lacking, fetched).items():
-        fsio.make_dir((folder / name).parent)
-        fsio.atomic_join(folder / name, parts)
-        for part in parts:
-            fsio.remove(part)
-        if not _holds(folder / name, head.files[name]):
-            keys = ", ".join(piece.key for piece in head.files[name].pieces)
-            raise BadData(
-                f"{objects.url}: '{name}' is not as it was written; put back {keys} from a copy"
-            )
-    fsio.remove_dir(fetched)
+    fsio.make_dir(folder / FETCHED)
+    for names in batches({name: kept.size for name, kept in lacking.items()}):
+        _bring(objects, {name: lacking[name] for name in names}, folder)
+    fsio.remove_dir(folder / FETCHED)
     _remove_empty(folder)
 
 
+def _bring(objects: Objects, files: Mapping[str, Kept], folder: Path) -> None:
+    """Fetch the objects of some files, and put each file together in its place."""
+    parts = {
+        name: [folder / FETCHED / f"{number}-{part}" for part in range(len(kept.pieces))]
+        for number, (name, kept) in enumerate(files.items())
+    }
+    places = {
+        piece.key: place
+        for name, kept in files.items()
+        for piece, place in zip(kept.pieces, parts[name], strict=True)
+    }
+    objects.download(places, sum(kept.size for kept in files.values()))
+    for name, kept in files.items():
+        fsio.make_dir((folder / name).parent)
+        fsio.atomic_join(folder / name, parts[name])
+        for part in parts[name]:
+            fsio.remove(part)
+        if not _holds(folder / name, kept):
+            keys = ", ".join(piece.key for piece in kept.pieces)
+            raise BadData(
+                f"{objects.url}: '{name}' is not as it was written; put back {keys} from a copy"
+            )
+
+
 def fetch(url: str, folder: Path) -> None:
-    """The newest state of a run into a new folder.
+    """The newest state of a run into a new folder; where that is broken off, it may be repeated.
 
     Raises BadData where there is something already, or no run behind the URL.
     """
-    objects = Objects(url)
+    objects, unfinished = Objects(url), folder.with_name(f".{folder.name}{FETCHED}")
     if folder.exists():
         raise BadData(f"{folder} is there already; name a new folder")
     head = newest(objects)
     if head is None:
         raise BadData(f"there is no run in {url}; give the --run-dir it was started with")
-    pull(objects, head, folder)
+    while True:
+        try:
+            pull(objects, head, unfinished)
+            break
+        except StorageFailed:
+            # What a state needs is deleted when its driver has made another one and another one.
+            old, head = head, newest(objects) or head
+            if head.number == old.number:
+                raise
+    fsio.rename_dir(unfinished, folder)
 
 
 def _holds(path: Path, kept: Kept) -> bool:
     known = path.is_file() and path.stat().st_size == kept.size
     return known and fsio.sha256_of(path) == kept.sha256
-
-
-def _fetched(objects: Objects, lacking: dict[str, Kept], folder: Path) -> dict[str, list[Path]]:
-    """The objects of each file, as files in `folder`."""
-    places = {
-        name: [folder / f"{number}-{part}" for part in range(len(kept.pieces))]
-        for number, (name, kept) in enumerate(lacking.items())
-    }
-    objects.download(
-        {
-            piece.key: place
-            for name, kept in lacking.items()
-            for piece, place in zip(kept.pieces, places[name], strict=True)
-        }
-    )
-    return places
 
 
 def _remove_empty(folder: Path) -> None:

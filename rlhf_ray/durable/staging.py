@@ -3,9 +3,10 @@ which runs behind URLs are worked on?"""
 
 import hashlib
 import os
+import socket
 from pathlib import Path
 
-from rlhf_ray.durable.objects import check_url
+from rlhf_ray.durable.objects import checked_url
 from rlhf_ray.errors import BadData
 
 
@@ -26,13 +27,17 @@ def folder_of(place: str | Path) -> Path:
     """
     if not is_url(place):
         return Path(place)
-    check_url(url := str(place))
-    name = url.rstrip("/").rpartition("/")[2]
-    return cache_folder() / "runs" / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    url = checked_url(str(place))
+    # Hosts may share this place, but not a folder to work in.
+    sha = hashlib.sha256(f"{url} {socket.gethostname()}".encode()).hexdigest()
+    return cache_folder() / "runs" / f"{url.rpartition('/')[2]}-{sha[:12]}"
 
 
 def local(place: str) -> Path:
     """The folder that a command reads. Raises BadData for a URL."""
     if is_url(place):
-        raise BadData(f"{place} is no folder here; fetch it first: rlhf-ray fetch {place} FOLDER")
+        raise BadData(
+            f"{place} is no folder here; to look at the run: rlhf-ray fetch {checked_url(place)} "
+            "FOLDER (to scale it, give the folder its driver works in, on that machine)"
+        )
     return Path(place)

@@ -26,6 +26,7 @@ from rlhf_ray.launch.run import judge_rows
 from rlhf_ray.launch.start import build_task, on_cluster
 from rlhf_ray.messages import Preference
 from rlhf_ray.preferences.diagnostics import groups as strength_groups
+from rlhf_ray.preferences.strength import Strengths
 from rlhf_ray.report_strength import diagnose, render
 
 
@@ -63,12 +64,26 @@ def measure_strengths(
             kept, votes = maker.strengths(name, entry, pairs, place)
         parts = [[kept[row] for row in rows] for rows in strength_groups(votes, groups)]
         measured = _alone(models, name, entry, parts, held_out, wanted=alone)
+        _show(models, name, entry, (kept, votes), len(pairs), groups, measured)
+
+
+def _show(
+    models: Models,
+    name: str,
+    entry: Trained,
+    voted: tuple[list[Preference], Strengths],
+    asked: int,
+    groups: int,
+    measured: list[float] | None,
+) -> None:
+    """Numbers and page of a vote on some of the pairs that were `asked` about."""
+    kept, votes = voted
     assert entry.train is not None, "checked with the recipe"
     gold = isinstance(entry.train.preferences, GoldPreferences)
     truth = right_labels(kept) if gold else None
-    counts = {"judge": name, "kind": entry.kind, "left_out": len(pairs) - len(kept)}
+    counts = {"judge": name, "kind": entry.kind, "left_out": asked - len(kept)}
     found = counts | diagnose(votes, kept, groups, truth=truth, alone=measured)
-    target = models.folder / "strength" / name
+    place, target = _votes_of(models, name, entry), models.folder / "strength" / name
     page = render(name, found, votes, kept, target / "strengths.jsonl", truth=truth)
     show_strengths(found)
     make_dir(target)
@@ -78,7 +93,7 @@ def measure_strengths(
         ("page", "strength.html", page.encode()),
     ):
         atomic_write(target / file, content)
-        view.say(f"{what:<9} {target / file}")
+        models.view.say(f"{what:<9} {target / file}")
 
 
 def write_critiques(recipe: Recipe, run_dir: Place, pairs: Sequence[PairRecord], out: Path) -> None:

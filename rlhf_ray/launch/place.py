@@ -32,3 +32,4 @@ def opened(
     with mirrored(str(place), folder, takeover=takeover, say=view.say) as mirror:
         view.say(f"run       {place}, worked on in {folder}")
         yield RunFolder(folder, recipe, data=data, push=mirror.push)
+    view.say(f"kept in   {place}")
