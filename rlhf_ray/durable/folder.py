@@ -17,7 +17,7 @@ from rlhf_ray.durable.manifest import NewerFormat
 from rlhf_ray.errors import BadData, RecipeError
 
 RESOLVED = "config.resolved.yaml"
-OURS = {RESOLVED, ".lock"}
+OURS = {RESOLVED, ".lock", ".head"}
 FORMAT = 1
 """Of a run folder as a whole: recipe, journal, manifests, checkpoints, samples. It goes up when an
 earlier version would misread what this one writes; folders of each stay resumable."""

@@ -17,7 +17,7 @@ from rlhf_ray.durable import fsio
 from rlhf_ray.durable.attempts import Owner, TakenOver
 from rlhf_ray.durable.head import HEADS, Head, Kept, Piece, newest, numbered
 from rlhf_ray.durable.objects import Objects
-from rlhf_ray.durable.pull import pull, tree
+from rlhf_ray.durable.pull import MARK, pull, tree
 from rlhf_ray.errors import RecipeError, StorageFailed
 
 Say = Callable[[str], None]
@@ -44,8 +44,7 @@ class Mirror:
         self._unneeded: list[str] = []
         self._lock = threading.Lock()
         self._beat: _Beat | None = None
-        # Beside the folder: which state it goes on from.
-        self._mark = folder.with_name(f"{folder.name}.head")
+        self._mark = folder / MARK
 
     def take(self, *, takeover: bool) -> None:
         """Take the run, and its state into the folder; what else lay there is gone.
@@ -164,8 +163,14 @@ class Mirror:
         )
 
     def _goes_on_from(self, head: Head) -> bool:
-        """Whether the folder was worked in after it was this very state: it holds all of it."""
-        return self._mark.is_file() and fsio.read_bytes(self._mark) == _mark_of(head)
+        """Whether the folder was worked in after it was this very state: it holds all of it, unless
+        somebody has cleared it away. Checkpoints go with time, the journal never does."""
+        known = self._mark.is_file() and fsio.read_bytes(self._mark) == _mark_of(head)
+        return known and all(
+            (seen := _Seen.of(self.folder / name)) is not None and seen.size >= kept.size
+            for name, kept in head.files.items()
+            if name.startswith("journal/")
+        )
 
     def _keep_mark(self, head: Head) -> None:
         fsio.atomic_write(self._mark, _mark_of(head))

@@ -9,7 +9,9 @@ from rlhf_ray.durable.objects import Objects, batches
 from rlhf_ray.errors import BadData, StorageFailed
 
 FETCHED = ".fetched"
-HERE_ALONE = (".lock", "logs", "scale.json")
+MARK = ".head"
+"""Says which state a folder goes on from."""
+HERE_ALONE = (".lock", MARK, "logs", "scale.json")
 """At the top of a run folder: what concerns one machine alone."""
 _HALF = (".tmp-", ".trash-", FETCHED)
 

@@ -36,6 +36,7 @@ DOORS = {
     "httpx": ("remote",),
     "transformers": ("data.chat", "training"),
     "datasets": ("data.records",),
+    "fsspec": ("durable.objects",),
     "pyarrow": ("durable.samples", "report"),
     "rich": ("cli", "judge_tables", "console", "doctor", "config.resources"),
     "typer": ("cli", "judge_cli", "submit_cli", "arguments"),

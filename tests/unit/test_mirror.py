@@ -53,6 +53,16 @@ def test_what_was_not_pushed_is_known_on_this_machine_alone(url: str, tmp_path: 
     assert not (tmp_path / "a" / "checkpoints" / "step-000002").exists()
 
 
+def test_a_folder_that_was_cleared_is_fetched_again(url: str, tmp_path: Path) -> None:
+    driver = begin(url, tmp_path / "a")
+    write(tmp_path, {"a/journal/000001.jsonl": "one\n", "a/x": "1"})
+    driver.push()
+    for part in ("journal", "a"):  # `rm -r FOLDER/*` leaves the mark, `rm -r FOLDER` does not
+        shutil.rmtree(tmp_path / "a" / part if part == "journal" else tmp_path / "a")
+        begin(url, tmp_path / "a")
+        assert content(tmp_path / "a") == {"journal/000001.jsonl": b"one\n", "x": b"1"}
+
+
 def test_a_pull_that_was_broken_off_goes_on(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,7 +327,7 @@ def test_what_was_damaged_here_is_fetched_again_and_nothing_else(
     driver.push()
     begin(url, tmp_path / "b")
     write(tmp_path, {"b/y": "3"})
-    (tmp_path / "b.head").unlink()
+    (tmp_path / "b" / ".head").unlink()
     download = Objects.download
     monkeypatch.setattr(
         Objects,
