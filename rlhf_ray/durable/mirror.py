@@ -6,6 +6,7 @@ begins takes the run for itself, unless another's beat is still to be heard, and
 folder.
 """
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,8 +61,6 @@ class Mirror:
         self.head = _begun(self.objects, before)
         self._beat = _Beat(self.objects, self.head.attempt, self.say)
         if before is None or not self._goes_on_from(before):
-            if self._mark.exists():
-                fsio.remove(self._mark)
             pull(self.objects, self.head, self.folder)
         self._keep_mark(self.head)
         self._clear(self.head)
@@ -287,7 +286,8 @@ def _await_silence(objects: Objects, head: Head, *, takeover: bool, say: Say) ->
 
 
 def _mark_of(head: Head) -> bytes:
-    return f"head {head.number} of attempt {head.attempt}\n".encode()
+    # Not its number: that of another run, where this one was deleted, may be the same.
+    return hashlib.sha256(head.to_bytes()).hexdigest().encode()
 
 
 def _beat_key(attempt: int) -> str:

@@ -39,6 +39,48 @@ def test_a_driver_that_was_taken_over_writes_no_more(url: str, tmp_path: Path) -
     assert content(tmp_path / "c") == content(tmp_path / "b") == {"mine": b"444443"}
 
 
+def test_a_driver_that_was_taken_over_notices_also_where_it_has_nothing_to_push(
+    url: str, tmp_path: Path
+) -> None:
+    first = begin(url, tmp_path / "a")
+    first.push()
+    begin(url, tmp_path / "b")
+    with pytest.raises(TakenOver):
+        first.push()
+
+
+def test_the_last_push_of_a_driver_that_is_ended_is_not_lost(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = begin(url, tmp_path / "a")
+    write(tmp_path, {"a/x": "1"})
+    monkeypatch.setattr(Owner, "end", lambda self: first.push())  # just before it dies
+    begin(url, tmp_path / "b")
+    assert content(tmp_path / "b") == {"x": b"1"}
+
+
+def test_a_stopped_driver_goes_on_from_its_folder_and_another_run_does_not(
+    url: str, tmp_path: Path
+) -> None:
+    def stopped() -> None:
+        with mirrored(url, tmp_path / "a", takeover=False, say=silent) as one:
+            one.push()
+            write(tmp_path, {"a/x": "not pushed"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    begin(url, tmp_path / "a")
+    assert content(tmp_path / "a") == {"x": b"not pushed"}
+    # The run is deleted, and another one is begun elsewhere that comes to the same numbers.
+    objects = Objects(url)
+    objects.delete(objects.names(""))
+    for _ in range(3):
+        begin(url, tmp_path / "b").end()
+    begin(url, tmp_path / "a")
+    assert content(tmp_path / "a") == {}
+
+
 def test_of_two_drivers_that_begin_at_once_one_is_refused(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
