@@ -23,12 +23,9 @@ from typer.core import TyperGroup
 import rlhf_ray
 from rlhf_ray.arguments import HELP, OVERRIDES, Config, RunDir, checked
 from rlhf_ray.durable.staging import local
-from rlhf_ray.errors import BadData, ClusterUnavailable, RecipeError, RlhfRayError
+from rlhf_ray.errors import STOPPED, BadData, ClusterUnavailable, RecipeError, RlhfRayError
 from rlhf_ray.judge_cli import judge_app
 from rlhf_ray.submit_cli import submit
-
-STOPPED = 75
-"""Exit code of a run that was stopped and can be continued (EX_TEMPFAIL)."""
 
 
 class _Commands(TyperGroup):

@@ -16,6 +16,9 @@ crosses a Ray actor is rebuilt from its `args`.
 
 from typing import ClassVar
 
+STOPPED = 75
+"""Exit code of a run that was stopped and can be continued (EX_TEMPFAIL)."""
+
 
 class RlhfRayError(Exception):
     """What was asked, where, why it cannot be, and what to do: one line for a person."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlhf_ray.config.load import PREFIX
-from rlhf_ray.errors import ClusterUnavailable, RecipeError
+from rlhf_ray.errors import STOPPED, ClusterUnavailable, RecipeError
 
 STOP_WAIT_S = 120
 """Between SIGTERM and SIGKILL when a job is stopped; Ray's own 3 s may cut a checkpoint short."""
@@ -25,7 +25,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 5.0
 """Between two looks at a job: short while it prints, longer while it is silent."""
 TRIES = 5
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-STOPPED, LOST = 75, ClusterUnavailable.exit_code
+LOST = ClusterUnavailable.exit_code
 AGAIN = (69, 70, 74, STOPPED)
 """Exit codes after which the same command can help; so it can after a death by signal."""
 # Text of models reaches the log: everything but lines and tabs that moves a cursor or a colour.

@@ -9,7 +9,7 @@ import typer
 
 from rlhf_ray.arguments import Config
 from rlhf_ray.durable.staging import folder_of, is_url
-from rlhf_ray.errors import RecipeError
+from rlhf_ray.errors import STOPPED, RecipeError
 
 Address = Annotated[
     str,
@@ -52,7 +52,7 @@ def submit(
     Example: rlhf-ray submit -c recipe.yaml --address http://HEAD:8265 --run-dir /shared/runs/mine
     """
     from rlhf_ray.config.load import load_recipe
-    from rlhf_ray.submit import STOPPED, Submitter, submission
+    from rlhf_ray.submit import Submitter, submission
 
     recipe = load_recipe(config, context.args)
     # Ray loads only for a recipe that can be.

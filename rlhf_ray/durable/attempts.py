@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.durable import fsio
-from rlhf_ray.errors import RecipeError, RlhfRayError
+from rlhf_ray.errors import STOPPED, RecipeError, RlhfRayError
 
 GONE_S = 30.0
 """A process that was killed has ended after this."""
@@ -24,7 +24,7 @@ GONE_S = 30.0
 class TakenOver(RlhfRayError):
     """Another driver goes on with this run; whoever started it need not start it again."""
 
-    exit_code = 75
+    exit_code = STOPPED
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from rlhf_ray.config.checks import check_policy, check_recipe
 from rlhf_ray.config.load import dump_recipe, load_recipe
 from rlhf_ray.config.resources import Actors, crew, needs_alone
 from rlhf_ray.config.schema import FileData, Policy, Recipe
-from rlhf_ray.errors import RecipeError
+from rlhf_ray.errors import ClusterUnavailable, RecipeError
+from rlhf_ray.launch import judging
 from rlhf_ray.launch.judging import measure_strengths, train_judges, write_critiques
 
 OWN = {"preferences": {"kind": "files", "train": "some/pairs"}}
@@ -166,6 +167,25 @@ def test_commands_refuse_before_they_leave_anything_behind(tmp_path: Path) -> No
     with pytest.raises(RecipeError, match=r"critic\.kind is 'policy'"):
         write_critiques(recipe, folder, [], tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cluster_is_asked_for_the_workers_of_the_command_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Any]()
+
+    def on_cluster(recipe: Recipe, view: Any, wanted: Any) -> Any:
+        asked.append(wanted)
+        raise ClusterUnavailable("full")
+
+    monkeypatch.setattr(judging, "on_cluster", on_cluster)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    judge = own(train={"preferences": {"kind": "files", "train": str(pairs)}})
+    recipe = without_policy(judges={"a": judge}, learner={"num_cpus": 3})
+    with pytest.raises(ClusterUnavailable):
+        train_judges(recipe, tmp_path / "run")
+    assert asked[0].actors == (Actors("learner", 1, 3, 0),)
 
 
 def test_a_recipe_without_a_policy_is_written_and_read_without_one(tmp_path: Path) -> None:

@@ -135,3 +135,13 @@ def test_judges_stay_where_they_are_where_there_is_no_room_for_more(
     wanted[0] = 1
     judges._fit()
     assert (len(judges.pools), [one.judge for one in judges.places[0].editions]) == (1, ["a", "b"])
+
+
+def test_judges_are_built_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "WorkerPool", Pool)
+    monkeypatch.setattr(judge, "gather", lambda pools, within_s=None: None)
+    fleet = JudgeFleet(precision="bf16", tokens_per_batch=77, num_gpus=0.5)
+    found = Judges({"a": RuleJudge(rule="length")}, {}, fleet, Timeouts())
+    assert found.places[0].options == {
+        "tokens_per_batch": 77, "critic": None, "num_gpus": 0.5, "precision": "bf16",
+    }  # fmt: skip
