@@ -191,7 +191,7 @@ class Learners:
                 f"{', '.join(blind)} does not see {witness}, which the driver has just written "
                 f"on {socket.gethostname()}: learners write checkpoints into the run folder, so it "
                 "must lie on storage that all nodes share; give another --run-dir (for a run "
-                "behind a URL, set RLHF_RAY_CACHE to a shared folder)"
+                "behind a URL, RLHF_RAY_CACHE on the driver's node names it)"
             )
 
     def call(self, function: Callable[[], None]) -> None:

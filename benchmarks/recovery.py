@@ -70,6 +70,7 @@ def recovery(rollouts: Rollouts, *, sampling: bool) -> float:
     await_lease(mine=False)
     found = time.perf_counter() - began
     work.join(timeout=TIMEOUTS.generate_s)
+    assert not work.is_alive(), "what it was asked is not done"
     return found
 
 

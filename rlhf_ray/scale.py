@@ -69,8 +69,8 @@ def wanted(
     folder: Path, role: str, workers: int | Elastic, room: Callable[[], int] | None = None
 ) -> Callable[[], int]:
     """How many workers of a role there shall be whenever it is asked: what was ordered, else what
-    the recipe says, else as many as the cluster has `room` for within the recipe's bounds, or all
-    it is to be asked for."""
+    the recipe says, else as many as the cluster has `room` for within the recipe's bounds, or the
+    most where more room is asked for."""
 
     def now() -> int:
         count = ordered(folder).get(role)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from rlhf_ray.arguments import Config
-from rlhf_ray.durable.staging import folder_of, is_url
+from rlhf_ray.durable.objects import checked_url
+from rlhf_ray.durable.staging import is_url
 from rlhf_ray.errors import STOPPED, RecipeError
 
 Address = Annotated[
@@ -82,8 +83,7 @@ def _shared(run_dir: str | None, name: str, address: str) -> str:
     from rlhf_ray.submit_server import is_local
 
     if run_dir is not None and is_url(run_dir):
-        folder_of(run_dir)
-        return run_dir
+        return checked_url(run_dir)
     folder = Path(run_dir or f"runs/{name}")
     if folder.is_absolute():
         return str(folder)

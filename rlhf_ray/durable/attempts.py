@@ -49,7 +49,7 @@ class Owner:
         """Whether it surely was a process of this host, and has ended. A name proves nothing:
         containers share it with others, and machines have it in turn."""
         place, _, began = self.born.rpartition(" ")
-        return bool(began) and place == _place() and not self.lives_here()
+        return bool(began) and place == _place() and _born(self.pid) != self.born
 
     def end(self) -> None:
         """Kill it where it is another process of this host, and wait until it is gone.

@@ -127,7 +127,8 @@ def sha256_of(path: Path, *, first: int | None = None) -> str:
     digest, left = hashlib.sha256(), first
     for piece in pieces(path):
         digest.update(piece[:left])
-        left = None if left is None else max(0, left - len(piece))
+        if left is not None and (left := left - len(piece)) <= 0:
+            break
     return digest.hexdigest()
 
 

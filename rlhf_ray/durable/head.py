@@ -1,11 +1,10 @@
 """What is a run's state behind a URL? One object that names all others.
 
-    heads/000000012.json            the newest is the state; each is made once, and by one driver
-    files/000003/journal/000001.jsonl@000000012
-                                    written by attempt 3 for head 12, and never changed
+    heads/000000012.json                        the newest one is the state
+    files/000003/journal/000001.jsonl@000000012 written by attempt 3, and never changed
 
-A file that has grown consists of several objects. Whoever makes a head has the run; a driver that
-finds a newer one than its own has been taken over.
+A file that has grown consists of several objects. Whoever makes the newest head has the run; a
+driver that finds a newer one than its own has been taken over.
 """
 
 import json
@@ -57,9 +56,9 @@ class Head:
 
     @property
     def key(self) -> str:
-        return f"{HEADS}/{self.number:09d}.json"
+        return head_key(self.number)
 
-    def next(self, files: Mapping[str, Kept], *, ended: bool) -> "Head":
+    def after(self, files: Mapping[str, Kept], *, ended: bool) -> "Head":
         """The one its driver makes after it."""
         return Head(self.number + 1, self.attempt, self.owner, ended, files)
 
@@ -103,11 +102,15 @@ def newest(objects: Objects) -> Head | None:
         numbers = numbered(objects)
         if not numbers:
             return None
-        key = f"{HEADS}/{numbers[-1]:09d}.json"
+        key = head_key(numbers[-1])
         data = objects.read(key)
         if data is not None:
             return Head.of(data, f"{objects.url}/{key}")
     raise BadData(f"{objects.url}/{HEADS} changes faster than it can be read; see who writes there")
+
+
+def head_key(number: int) -> str:
+    return f"{HEADS}/{number:09d}.json"
 
 
 def numbered(objects: Objects) -> list[int]:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rlhf_ray.durable import fsio
 from rlhf_ray.durable.attempts import Owner, TakenOver
-from rlhf_ray.durable.head import HEADS, Head, Kept, Piece, newest, numbered
+from rlhf_ray.durable.head import Head, Kept, Piece, head_key, newest, numbered
 from rlhf_ray.durable.objects import Objects
 from rlhf_ray.durable.pull import MARK, pull, tree
-from rlhf_ray.errors import RecipeError, StorageFailed
+from rlhf_ray.errors import BadData, RecipeError, StorageFailed
 
 Say = Callable[[str], None]
 
@@ -29,6 +29,7 @@ SILENT_S = 3 * BEAT_S
 """A driver that gives none for so long is dead, or can write no more."""
 LAST_S = 1.0
 """Longest wait for an answer of a driver that is asked to stop."""
+FILES, BEATS = "files", "beats"
 MOST_PIECES = 64
 """A file of more objects than this is written anew."""
 LOOKS = 3
@@ -41,9 +42,11 @@ class Mirror:
     def __init__(self, objects: Objects, folder: Path, say: Say) -> None:
         self.objects, self.folder, self.say = objects, folder, say
         self.head: Head | None = None
-        self._seen: dict[str, _Seen] = {}
+        self.whole = False
+        """Whether the folder holds a state of the run, and what was done since."""
+        self._seen: dict[str, _Stat] = {}
         self._unneeded: list[str] = []
-        self._lock = threading.Lock()
+        self._lock, self._count = threading.Lock(), 0
         self._beat: _Beat | None = None
         self._mark = folder / MARK
 
@@ -54,14 +57,12 @@ class Mirror:
         be used, BadData where the state is damaged.
         """
         self.objects.check_exclusive()
-        before = newest(self.objects)
-        if before is not None and not before.ended:
-            _await_silence(self.objects, before, takeover=takeover, say=self.say)
-            before = newest(self.objects)  # its last push may have been under way
+        before = _freed(self.objects, takeover=takeover, say=self.say)
         self.head = _begun(self.objects, before)
         self._beat = _Beat(self.objects, self.head.attempt, self.say)
         if before is None or not self._goes_on_from(before):
             pull(self.objects, self.head, self.folder)
+        self.whole = True
         self._keep_mark(self.head)
         self._clear(self.head)
 
@@ -79,17 +80,17 @@ class Mirror:
             self._push(ended=True)
 
     def let_go(self) -> None:
-        """Let go of the run as it was last pushed, in a second or two, or not at all."""
+        """Let go of the run as it was last pushed, in a second or two, or not at all.
+
+        Where the folder is whole, a driver on this machine goes on from it as it is.
+        """
         if self.head is None:
             return
-        last = self.head.next(self.head.files, ended=True)
+        last = self.head.after(self.head.files, ended=True)
         try:
-            made = self.objects.create(last.key, last.to_bytes(), within_s=LAST_S)
+            if self.objects.create(last.key, last.to_bytes(), within_s=LAST_S) and self.whole:
+                self._keep_mark(last)
         except StorageFailed:
-            made = False
-        if made:
-            self._keep_mark(last)
-        else:
             self.say(f"a driver on another machine will listen {SILENT_S:g} s for this one")
 
     def close(self) -> None:
@@ -100,40 +101,40 @@ class Mirror:
     def _push(self, *, ended: bool) -> None:
         assert self.head is not None, "not taken"
         for _ in range(LOOKS):
-            look = self._look(self.head)
-            if look.files == self.head.files and not ended:
+            found = self._changes(self.head)
+            if found.files == self.head.files and not ended:
                 self._check(self.head)
-                self._seen = look.seen
+                self._seen = found.seen
                 return
-            self.objects.upload(look.wholes)
-            self.objects.write(look.tails)
-            if all(_Seen.of(self.folder / name) == look.seen[name] for name in look.sent):
-                self._commit(self.head, self.head.next(look.files, ended=ended))
-                self._seen = look.seen
+            self.objects.upload(found.wholes)
+            self.objects.write(found.tails)
+            if all(_Stat.of(self.folder / name) == found.seen[name] for name in found.sent):
+                self._commit(self.head, self.head.after(found.files, ended=ended))
+                self._seen = found.seen
                 return
         raise StorageFailed(
             f"{self.folder} was changed whenever it was pushed to {self.objects.url}; end what "
             "else writes there, then start the same command again"
         )
 
-    def _look(self, head: Head) -> "_Look":
-        look = _Look()
+    def _changes(self, head: Head) -> "_Changes":
+        found, self._count = _Changes(), self._count + 1
         for name, path in tree(self.folder).items():
-            seen, known = _Seen.of(path), head.files.get(name)
+            seen, known = _Stat.of(path), head.files.get(name)
             if seen is None:
                 continue
-            look.seen[name] = seen
+            found.seen[name] = seen
             if known is not None and seen == self._seen.get(name):
-                look.files[name] = known
+                found.files[name] = known
                 continue
-            key = f"files/{head.attempt:06d}/{name}@{head.number + 1:09d}"
-            look.files[name], tail = _looked_at(path, seen.size, known, key)
+            key = f"{FILES}/{head.attempt:06d}/{name}@{self._count:09d}"
+            found.files[name], tail = _described(path, seen.size, known, key)
             if tail is None:
-                look.wholes[key] = path
+                found.wholes[key] = path
             elif tail:
-                look.tails[key] = tail
-            look.sent.append(name)
-        return look
+                found.tails[key] = tail
+            found.sent.append(name)
+        return found
 
     def _check(self, head: Head) -> list[int]:
         """Numbers of the heads there are. Raises TakenOver where `head` is not the newest."""
@@ -150,7 +151,7 @@ class Mirror:
         self.head = head
         self._keep_mark(head)
         # Somebody may still be reading the state before this one; the one before that is gone.
-        older = [f"{HEADS}/{number:09d}.json" for number in numbers if number < before.number]
+        older = [head_key(number) for number in numbers if number < before.number]
         self.objects.delete([*older, *self._unneeded])
         self._unneeded = sorted(before.keys() - head.keys())
 
@@ -166,7 +167,7 @@ class Mirror:
         somebody has cleared it away. Checkpoints go with time, the journal never does."""
         known = self._mark.is_file() and fsio.read_bytes(self._mark) == _mark_of(head)
         return known and all(
-            (seen := _Seen.of(self.folder / name)) is not None and seen.size >= kept.size
+            (seen := _Stat.of(self.folder / name)) is not None and seen.size >= kept.size
             for name, kept in head.files.items()
             if name.startswith("journal/")
         )
@@ -177,16 +178,22 @@ class Mirror:
     def _clear(self, head: Head) -> None:
         """Delete what earlier attempts have left and no state needs: they can make none now."""
         older = {
-            *(key for key in self.objects.names("files") if key < f"files/{head.attempt:06d}/"),
-            *(key for key in self.objects.names("beats") if key < _beat_key(head.attempt)),
-            *(f"{HEADS}/{one:09d}.json" for one in numbered(self.objects) if one < head.number),
+            *(key for key in self.objects.names(FILES) if key < f"{FILES}/{head.attempt:06d}/"),
+            *(key for key in self.objects.names(BEATS) if key < _beat_key(head.attempt)),
+            *(head_key(one) for one in numbered(self.objects) if one < head.number),
         }
         self.objects.delete(sorted(older - head.keys()))
 
 
 @contextmanager
 def mirrored(url: str, folder: Path, *, takeover: bool, say: Say) -> Iterator[Mirror]:
-    """A run in `folder` whose state is behind `url`; it is let go of however this ends."""
+    """A run in `folder` whose state is behind `url`; it is let go of however this ends.
+
+    After an error nothing is pushed: what was done since the last time is in the folder alone, and
+    where that is damaged, the next driver takes the state from behind the URL.
+
+    Raises what `Mirror.take` and `Mirror.push` raise.
+    """
     mirror = Mirror(Objects(url, say), folder, say)
     try:
         mirror.take(takeover=takeover)
@@ -194,23 +201,16 @@ def mirrored(url: str, folder: Path, *, takeover: bool, say: Say) -> Iterator[Mi
         mirror.end()
     except TakenOver:
         raise
-    except (KeyboardInterrupt, SystemExit, StorageFailed):
+    except BaseException as error:
+        mirror.whole = mirror.whole and not isinstance(error, BadData)
         mirror.let_go()
-        raise
-    except Exception:
-        # What went wrong is told; what was done until then is kept if it can be.
-        if mirror.head is not None:
-            try:
-                mirror.end()
-            except (StorageFailed, TakenOver) as error:
-                say(str(error))
         raise
     finally:
         mirror.close()
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _Stat:
     """A file as it was when it was looked at."""
 
     size: int
@@ -218,7 +218,7 @@ class _Seen:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> "_Seen | None":
+    def of(cls, path: Path) -> "_Stat | None":
         """None for a file that is gone."""
         try:
             found = path.stat()
@@ -228,17 +228,17 @@ class _Seen:
 
 
 @dataclass(slots=True)
-class _Look:
+class _Changes:
     """A run folder at one moment, and what of it is not behind the URL yet."""
 
     files: dict[str, Kept] = field(default_factory=dict)
-    seen: dict[str, _Seen] = field(default_factory=dict)
+    seen: dict[str, _Stat] = field(default_factory=dict)
     wholes: dict[str, Path] = field(default_factory=dict)
     tails: dict[str, bytes] = field(default_factory=dict)
     sent: list[str] = field(default_factory=list)
 
 
-def _looked_at(path: Path, size: int, known: Kept | None, key: str) -> tuple[Kept, bytes | None]:
+def _described(path: Path, size: int, known: Kept | None, key: str) -> tuple[Kept, bytes | None]:
     """A file as it is now, and what of it is not behind the URL yet: its end, or None for all."""
     if (
         known is not None
@@ -247,8 +247,9 @@ def _looked_at(path: Path, size: int, known: Kept | None, key: str) -> tuple[Kep
         and fsio.sha256_of(path, first=known.size) == known.sha256
     ):
         tail = fsio.read_bytes(path, start=known.size)
-        more = (Piece(key, len(tail)),) if tail else ()
-        return Kept(fsio.sha256_of(path), known.pieces + more), tail
+        if not tail:
+            return known, b""
+        return Kept(fsio.sha256_of(path), (*known.pieces, Piece(key, len(tail)))), tail
     return Kept(fsio.sha256_of(path), (Piece(key, size),)), None
 
 
@@ -262,6 +263,18 @@ def _begun(objects: Objects, before: Head | None) -> Head:
         f"another driver has just begun in {objects.url}; wait for it, end it, or take the run "
         "over with --takeover"
     )
+
+
+def _freed(objects: Objects, *, takeover: bool, say: Say) -> Head | None:
+    """The state of a run that nobody has any more; None before there was one."""
+    head = newest(objects)
+    while head is not None and not head.ended:
+        _await_silence(objects, head, takeover=takeover, say=say)
+        # Its last push may have been under way; or another driver was waiting beside us.
+        before, head = head, newest(objects)
+        if head is not None and head.attempt == before.attempt:
+            break
+    return head
 
 
 def _await_silence(objects: Objects, head: Head, *, takeover: bool, say: Say) -> None:
@@ -291,7 +304,7 @@ def _mark_of(head: Head) -> bytes:
 
 
 def _beat_key(attempt: int) -> str:
-    return f"beats/{attempt:06d}"
+    return f"{BEATS}/{attempt:06d}"
 
 
 class _Beat:

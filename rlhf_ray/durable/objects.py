@@ -32,8 +32,17 @@ _SPEAKS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}
 _URL = re.compile(rf"({'|'.join(_SPEAKS)})://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._+=,~@-]+)+")
 _AWAY = {
     errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ENETUNREACH,
-    errno.EHOSTUNREACH,
+    errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE,
 }  # fmt: skip
+_AWAY_NAMES = (
+    "Connect",
+    "Disconnect",
+    "Timeout",
+    "ServerError",
+    "Payload",
+    "HTTPClient",
+    "IncompleteRead",
+)
 
 T = TypeVar("T")
 
@@ -207,7 +216,7 @@ def _is_away(error: Exception) -> bool:
     """Whether the same call may succeed in a while."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _AWAY
     # Libraries of stores have trees of their own.
-    return any(word in type(error).__name__ for word in ("Connect", "Timeout", "ServerError"))
+    if any(word in type(error).__name__ for word in _AWAY_NAMES):
+        return True
+    return isinstance(error, OSError) and error.errno in _AWAY

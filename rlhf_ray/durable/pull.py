@@ -78,9 +78,10 @@ def fetch(url: str, folder: Path) -> None:
 
     Raises BadData where there is something already, or no run behind the URL.
     """
-    objects, unfinished = Objects(url), folder.with_name(f".{folder.name}{FETCHED}")
+    objects = Objects(url)
     if folder.exists():
         raise BadData(f"{folder} is there already; name a new folder")
+    unfinished = folder.with_name(f".{folder.name}{FETCHED}")
     head = newest(objects)
     if head is None:
         raise BadData(f"there is no run in {url}; give the --run-dir it was started with")

@@ -84,7 +84,9 @@ def test_every_url_has_one_spelling_and_a_folder_of_its_own_on_each_machine(
 @pytest.mark.parametrize(
     "error",
     [ConnectionRefusedError(), TimeoutError(), OSError(errno.EBUSY, "slow down"),
-     type("EndpointConnectionError", (Exception,), {})()],
+     type("EndpointConnectionError", (Exception,), {})(),
+     type("ClientConnectorError", (OSError,), {})(errno.ECONNREFUSED, "refused"),
+     type("ServerDisconnectedError", (Exception,), {})()],
 )  # fmt: skip
 def test_a_store_that_is_away_for_a_while_is_waited_for(
     error: Exception, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
