@@ -75,7 +75,7 @@ class Mirror:
             self._push(ended=False)
 
     def end(self) -> None:
-        """Push for the last time, and let go of the run."""
+        """Push for the last time, and let go of the run. Raises what `push` does."""
         with self._lock:
             self._push(ended=True)
 

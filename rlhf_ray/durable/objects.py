@@ -48,7 +48,10 @@ T = TypeVar("T")
 
 
 class Objects:
-    """Everything below one URL, by keys relative to it."""
+    """Everything below one URL, by keys relative to it.
+
+    All methods raise StorageFailed where the store refuses, or is away for too long.
+    """
 
     def __init__(self, url: str, say: Callable[[str], None] = print) -> None:
         """`say` hears when the store is away.

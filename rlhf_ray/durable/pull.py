@@ -35,7 +35,7 @@ def pull(objects: Objects, head: Head, folder: Path) -> None:
 
     What is there already is not fetched again, also where an earlier pull was broken off.
 
-    Raises BadData where an object is not what was written.
+    Raises BadData where an object is not what was written, StorageFailed where it cannot be had.
     """
     fsio.make_dir(folder)
     for name, path in tree(folder, half=True).items():
@@ -76,7 +76,7 @@ def _bring(objects: Objects, files: Mapping[str, Kept], folder: Path) -> None:
 def fetch(url: str, folder: Path) -> None:
     """The newest state of a run into a new folder; where that is broken off, it may be repeated.
 
-    Raises BadData where there is something already, or no run behind the URL.
+    Raises BadData where there is something already, or no run behind the URL, and what `pull` does.
     """
     objects = Objects(url)
     if folder.exists():

@@ -34,7 +34,7 @@ def folder_of(place: str | Path) -> Path:
 
 
 def local(place: str) -> Path:
-    """The folder that a command reads. Raises BadData for a URL."""
+    """The folder that a command reads. Raises BadData for a URL, RecipeError for one of no run."""
     if is_url(place):
         raise BadData(
             f"{place} is no folder here; to look at the run: rlhf-ray fetch {checked_url(place)} "
