@@ -1,10 +1,10 @@
 """What does a finished run spend beside its work: driver, weight delivery, refreshes, engines?
 
-A wave's overhead is the time no stage accounts for: samples and lines of the journal are part of it,
-a checkpoint is not. Keeping a wave is measured by itself, its checkpoint included; the two overlap. Ray's
-share inside a stage is what `rollouts.py` measures. Only waves that delivered weights count for
-delivery. The refresh of a judge is measured against the waves of the round that begins with it; the
-samples for all judges are part of it.
+A wave's overhead is the time no stage accounts for: samples and lines of the journal are part of
+it, a checkpoint is not. Keeping a wave is measured by itself, its checkpoint included; the two
+overlap. Ray's share inside a stage is what `rollouts.py` measures. Only waves that delivered
+weights count for delivery. The refresh of a judge is measured against the waves of the round that
+begins with it; the samples for all judges are part of it.
 """
 
 import argparse
