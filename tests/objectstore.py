@@ -2,6 +2,7 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -24,7 +25,9 @@ def object_store() -> Iterator[str]:
         with patch.dict(os.environ, found):
             import s3fs
 
-            s3fs.S3FileSystem(skip_instance_cache=True).mkdir("runs-of-tests")
-            yield "s3://runs-of-tests"
+            # What such servers hold is the process's: it outlives them.
+            bucket = f"runs-{uuid.uuid4().hex[:12]}"
+            s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+            yield f"s3://{bucket}"
     finally:
         server.stop()
