@@ -106,7 +106,10 @@ class Mirror:
                 self._check(self.head)
                 self._seen = found.seen
                 return
-            self.objects.upload(found.wholes)
+            try:
+                self.objects.upload(found.wholes)
+            except FileNotFoundError:
+                continue  # somebody has deleted one meanwhile
             self.objects.write(found.tails)
             if all(_Stat.of(self.folder / name) == found.seen[name] for name in found.sent):
                 self._commit(self.head, self.head.after(found.files, ended=ended))

@@ -98,9 +98,9 @@ class Objects:
 
         return self._done(f"create {key} in", make, len(data), within_s)
 
-    def read(self, key: str, *, within_s: float | None = None) -> bytes | None:
+    def read(self, key: str) -> bytes | None:
         """None where there is no such object."""
-        return self._done(f"read {key} of", lambda: self._found(key), 0, within_s)
+        return self._done(f"read {key} of", lambda: self._found(key))
 
     def write(self, pieces: Mapping[str, bytes], *, within_s: float | None = None) -> None:
         """Make or replace objects."""

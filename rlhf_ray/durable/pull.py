@@ -13,6 +13,8 @@ MARK = ".head"
 """Says which state a folder goes on from."""
 HERE_ALONE = (".lock", MARK, "logs", "scale.json")
 """At the top of a run folder: what concerns one machine alone."""
+TRIES = 5
+"""How often a fetch begins with a newer state, where its driver makes one and another meanwhile."""
 _HALF = (".tmp-", ".trash-", FETCHED)
 
 
@@ -85,14 +87,14 @@ def fetch(url: str, folder: Path) -> None:
     head = newest(objects)
     if head is None:
         raise BadData(f"there is no run in {url}; give the --run-dir it was started with")
-    while True:
+    for left in reversed(range(TRIES)):
         try:
             pull(objects, head, unfinished)
             break
         except StorageFailed:
             # What a state needs is deleted when its driver has made another one and another one.
             old, head = head, newest(objects) or head
-            if head.number == old.number:
+            if head.number == old.number or not left:
                 raise
     fsio.rename_dir(unfinished, folder)
 
