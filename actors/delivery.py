@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.learner import Learners
+from actors.learners import Learners
 from actors.rollout import Rollouts
 from actors.waiting import last_line
 from rlhf_ray.config.schema import Weights

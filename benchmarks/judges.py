@@ -305,7 +305,7 @@ def voting(options: argparse.Namespace) -> None:
 @contextmanager
 def started(count: int, options: argparse.Namespace) -> Iterator[list[Any]]:
     """Gangs of one rank with one thread each, ended with the context."""
-    from actors.learner import Learners
+    from actors.learners import Learners
 
     began = time.perf_counter()
     gangs = [Learners(learner(options, 1), TIMEOUTS, seed=SEED) for _ in range(count)]

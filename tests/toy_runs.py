@@ -21,6 +21,7 @@ from rlhf_ray.config.schema import Loop, Pairs
 from rlhf_ray.driver import Driver
 from rlhf_ray.durable import fsio
 from rlhf_ray.durable.audit import check_shards
+from rlhf_ray.durable.behind import Behind, behind
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.record import RunRecord
@@ -30,6 +31,7 @@ from rlhf_ray.durable.recorded import (
     RecordedJudges,
     RecordedPolicy,
     RecordedRefresher,
+    SettledLearner,
     replay,
     resume_point,
 )
@@ -131,11 +133,11 @@ def driven(folder: Path, *, loop: Loop = TWO_WAVES, keep: int = 1) -> None:
     """A checkpoint after every wave."""
     for name in ("samples", "pairs", "rollouts"):
         fsio.make_dir(folder / name)
-    with closing(Journal(folder / "journal")) as journal:
-        _driver(folder, journal, loop, keep)
+    with closing(Journal(folder / "journal")) as journal, behind() as later:
+        _driver(folder, journal, later, loop, keep)
 
 
-def _driver(folder: Path, journal: Journal, loop: Loop, keep: int) -> None:
+def _driver(folder: Path, journal: Journal, later: Behind, loop: Loop, keep: int) -> None:
     checkpoints, diary = Checkpoints(folder / "checkpoints", keep), list[str]()
     done, version, path = resume_point(checkpoints, journal)
     sampler, learner = fakes.Policy(diary), CarelessLearner(diary)
@@ -149,17 +151,19 @@ def _driver(folder: Path, journal: Journal, loop: Loop, keep: int) -> None:
     record = RunRecord(
         folder, journal, checkpoints, save=learner.save, show=lambda row, report: None,
         clock=Clock(), settings=Settings(every_waves=1, keep=keep), loop=loop, done=done,
+        behind=later,
     )  # fmt: skip
     refresh = fakes.Refresher(diary, {1: {"right": True}}, judges.adopt).refresh
     critic = fakes.Critic(diary, ["right", "wrong"])
     Driver(
-        task=fakes.TurnTaking(), contexts=fakes.contexts, selector=selector, learner=learner,
-        policy=RecordedPolicy(sampler.generate, 4, journal, folder / "rollouts"),
-        refresher=RecordedRefresher(refresh, judges.adopt, journal, record.refreshed),
-        critic=RecordedCritic(critic.write, journal, folder / "rollouts"),
-        judges=RecordedJudges(judges.score, journal),
+        task=fakes.TurnTaking(), contexts=fakes.contexts, selector=selector,
+        learner=SettledLearner(learner, later),
+        policy=RecordedPolicy(sampler.generate, 4, journal, folder / "rollouts", later),
+        refresher=RecordedRefresher(refresh, judges.adopt, journal, record.refreshed, later),
+        critic=RecordedCritic(critic.write, journal, folder / "rollouts", later),
+        judges=RecordedJudges(judges.score, journal, later),
         delivery=fakes.Delivery(diary, sampler),
-        evaluator=RecordedEvaluator(fakes.Evaluator(diary).measure, journal),
+        evaluator=RecordedEvaluator(fakes.Evaluator(diary).measure, journal, later),
         record=record, loop=loop, pairs=Pairs(per_prompt=2),
     ).run(done)  # fmt: skip
 

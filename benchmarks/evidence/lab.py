@@ -75,7 +75,7 @@ def start(threads: int) -> None:
 
 
 class Gang:
-    """A learner gang of this process: the same verbs as `actors.learner.Learners`."""
+    """A learner gang of this process: the same verbs as `actors.learners.Learners`."""
 
     def __init__(self) -> None:
         self.trainers: list[Any] = []

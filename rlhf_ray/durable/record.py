@@ -8,11 +8,13 @@ import io
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rlhf_ray.config.schema import Checkpoints as Settings
 from rlhf_ray.config.schema import Loop
 from rlhf_ray.durable.audit import check_metrics, check_shards
+from rlhf_ray.durable.behind import AT_ONCE, AtOnce
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.fsio import append_line, atomic_write, entries, read_bytes, remove
 from rlhf_ray.durable.journal import Journal, is_torn
@@ -50,8 +52,9 @@ class RunRecord:
         loop: Loop,
         done: int,
         push: Callable[[], None] = lambda: None,
+        behind: AtOnce = AT_ONCE,
     ) -> None:
-        self.push = push
+        self.push, self.behind = push, behind
         self.folder, self.journal, self.checkpoints = folder, journal, checkpoints
         self.save, self.show, self.clock = save, show, clock
         self.every, self.last = settings.every_waves, loop.rounds * loop.waves - 1
@@ -68,23 +71,13 @@ class RunRecord:
     def commit(self, report: WaveReport) -> None:
         """Keep a finished wave; nothing of it is lost afterwards once its checkpoint stands."""
         began = time.perf_counter()
-        self.journal.check()
-        step, gold = report.step, gold_scores(report.rollouts)
-        name, rows = f"{step}.parquet", sample_rows(report, gold)
-        samples = write_rows(self.folder / "samples" / name, rows, SAMPLE_TYPES)
-        pairs = None
-        if report.pairs:
-            pairs = write_rows(self.folder / "pairs" / name, pair_rows(str(step), report.pairs))
-        body = {"index": step.index, "samples": samples, "pairs": pairs}
-        body |= choice_body(report.choices, report.signals)
-        self.journal.append("learn", str(step), body)
-        row = wave_row(report)
-        self.journal.append("wave", str(step), row)
-        wall, self.began = time.perf_counter() - self.began, time.perf_counter()
-        self.add(row | timing_row(report, self.clock.take(), wall, self.record_s), report)
-        if (step.index + 1) % self.every == 0 or step.index == self.last:
-            self._checkpoint(report)
-        self.push()
+        if self.record_s is not None:
+            self.record_s += self.behind.waited_s()
+        told = wave_row(report)
+        row = told | timing_row(report, self.clock.take(), began - self.began, self.record_s)
+        self.rows.append(row)
+        self.behind.later(partial(self._keep, report, told, row))
+        self.show(row, report)
         self.began = time.perf_counter()
         self.record_s = self.began - began
 
@@ -102,16 +95,37 @@ class RunRecord:
             if row not in self.rows:
                 self.add(row)
 
-    def add(self, row: Row, report: WaveReport | None = None) -> None:
+    def add(self, row: Row) -> None:
         """One more row of metrics. They are derived: what must survive is in the journal."""
-        self.journal.check()
         self.rows.append(row)
-        append_line(self.path, _line(row).encode())
-        self.show(row, report)
+        self.behind.later(partial(self._append, row))
+        self.show(row, None)
 
     def judges(self) -> list[str]:
         """Judges whose held-out accuracy is known."""
         return [row["name"] for row in self.rows if row["kind"] == "judge"]
+
+    def _keep(self, report: WaveReport, told: Row, row: Row) -> None:
+        """`told`: what of the row does not depend on the clock."""
+        self.journal.check()
+        step, gold = report.step, gold_scores(report.rollouts)
+        name, rows = f"{step}.parquet", sample_rows(report, gold)
+        samples = write_rows(self.folder / "samples" / name, rows, SAMPLE_TYPES)
+        pairs = None
+        if report.pairs:
+            pairs = write_rows(self.folder / "pairs" / name, pair_rows(str(step), report.pairs))
+        body = {"index": step.index, "samples": samples, "pairs": pairs}
+        body |= choice_body(report.choices, report.signals)
+        self.journal.append("learn", str(step), body)
+        self.journal.append("wave", str(step), told)
+        self._append(row)
+        if (step.index + 1) % self.every == 0 or step.index == self.last:
+            self._checkpoint(report)
+        self.push()
+
+    def _append(self, row: Row) -> None:
+        self.journal.check()
+        append_line(self.path, _line(row).encode())
 
     def _checkpoint(self, report: WaveReport) -> None:
         index = report.step.index

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_ray.durable.audit import check_journal
+from rlhf_ray.durable.behind import AT_ONCE, AtOnce
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.fsio import atomic_write, read_bytes, sha256_of
 from rlhf_ray.durable.journal import Journal, decode_array, encode_array
@@ -28,11 +30,13 @@ from rlhf_ray.messages import (
     Evaluation,
     Floats,
     Judgement,
+    Pair,
     Prompt,
     Refreshed,
     Rollout,
     Scores,
     Step,
+    UpdateReport,
 )
 from rlhf_ray.metrics import evaluation_row
 from rlhf_ray.rollouts.context import Contexts
@@ -42,58 +46,79 @@ class RecordedPolicy:
     """Sampling, remembered per step in `rollouts/<step>.parquet`."""
 
     def __init__(
-        self, generate: Callable[..., list[Rollout]], samples: int, journal: Journal, folder: Path
+        self,
+        generate: Callable[..., list[Rollout]],
+        samples: int,
+        journal: Journal,
+        folder: Path,
+        behind: AtOnce = AT_ONCE,
     ) -> None:
         self._generate, self.samples = generate, samples
-        self.journal, self.folder = journal, folder
+        self.journal, self.folder, self.behind = journal, folder, behind
 
     def generate(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout]:
         """Raises BadData when a recorded file is not what was recorded."""
         path = self.folder / f"{step}.parquet"
         known = self.journal.find("rollouts", str(step))
         if known:
+            self.behind.settle()
             if not path.is_file() or sha256_of(path) != known["sha256"]:
                 raise BadData(
                     f"{path} is missing or changed since it was sampled; restore it from a copy"
                 )
             return read_rollouts(path)
         rollouts = self._generate(f"wave-{step.index}", prompts, samples=self.samples)
-        self.journal.check()  # it took long: another driver may own the file by now
-        self.journal.append("rollouts", str(step), {"sha256": write_rollouts(path, rollouts)})
+        self.behind.later(partial(self._keep, str(step), path, rollouts))
         return rollouts
+
+    def _keep(self, key: str, path: Path, rollouts: Sequence[Rollout]) -> None:
+        self.journal.check()  # it took long: another driver may own the file by now
+        self.journal.append("rollouts", key, {"sha256": write_rollouts(path, rollouts)})
 
 
 class RecordedCritic:
     """Critiques, remembered per step in `rollouts/<step>-critiques.json`."""
 
-    def __init__(self, write: Callable[..., Critiques], journal: Journal, folder: Path) -> None:
-        self._write, self.journal, self.folder = write, journal, folder
+    def __init__(
+        self,
+        write: Callable[..., Critiques],
+        journal: Journal,
+        folder: Path,
+        behind: AtOnce = AT_ONCE,
+    ) -> None:
+        self._write, self.journal, self.folder, self.behind = write, journal, folder, behind
 
     def write(self, step: Step, choices: Choices, rollouts: Sequence[Rollout]) -> Critiques:
         """Raises BadData when a recorded file is not what was recorded."""
         path = self.folder / f"{step}-critiques.json"
         known = self.journal.find("critiques", str(step))
         if known and np.array_equal(decode_array(known["asked"]), choices.asked):
+            self.behind.settle()
             if not path.is_file() or sha256_of(path) != known["sha256"]:
                 raise BadData(f"{path} is missing or changed since; restore it from a copy")
             return Critiques(**json.loads(read_bytes(path)), seconds=0.0)
         critiques = self._write(step, choices, rollouts)
         if not critiques.outcomes:  # nobody reads any: nothing to remember
             return critiques
+        self.behind.later(partial(self._keep, str(step), path, choices, critiques))
+        return critiques
+
+    def _keep(self, key: str, path: Path, choices: Choices, critiques: Critiques) -> None:
         row = asdict(critiques)
         del row["seconds"]
         self.journal.check()
         atomic_write(path, json.dumps(row).encode())
         body = {"asked": encode_array(choices.asked), "sha256": sha256_of(path)}
-        self.journal.append("critiques", str(step), body)
-        return critiques
+        self.journal.append("critiques", key, body)
 
 
 class RecordedJudges:
     """Scores, remembered per step."""
 
-    def __init__(self, score: Callable[..., Scores], journal: Journal) -> None:
-        self._score, self.journal = score, journal
+    def __init__(
+        self, score: Callable[..., Scores], journal: Journal, behind: AtOnce = AT_ONCE
+    ) -> None:
+        self._score, self.journal, self.behind = score, journal, behind
 
     def score(
         self, step: Step, choices: Choices, rollouts: Sequence[Rollout], critiques: Critiques
@@ -116,7 +141,7 @@ class RecordedJudges:
                 for name, cost in scores.costs.items()
             },
         }
-        self.journal.append("scores", str(step), body)
+        self.behind.later(partial(self.journal.append, "scores", str(step), body))
         return scores
 
 
@@ -129,9 +154,10 @@ class RecordedRefresher:
         adopt: Callable[[list[Refreshed]], None],
         journal: Journal,
         show: Callable[[list[Refreshed]], None],
+        behind: AtOnce = AT_ONCE,
     ) -> None:
         self._refresh, self._adopt = refresh, adopt
-        self.journal, self.show = journal, show
+        self.journal, self.show, self.behind = journal, show, behind
 
     def refresh(self, round: int) -> list[Refreshed]:
         """What became of the judges; those that were promoted are in use afterwards."""
@@ -139,7 +165,7 @@ class RecordedRefresher:
         if changed is None:
             changed = self._refresh(round)
             body = {"judges": [_refresh_body(one) for one in changed]}
-            self.journal.append("refresh", f"r{round:03d}", body)
+            self.behind.later(partial(self.journal.append, "refresh", f"r{round:03d}", body))
         else:
             self._adopt(changed)
         self.show(changed)
@@ -157,15 +183,37 @@ def known_refreshes(journal: Journal, round: int) -> list[Refreshed] | None:
 class RecordedEvaluator:
     """Held-out accuracies, remembered per round."""
 
-    def __init__(self, measure: Callable[[int], Evaluation], journal: Journal) -> None:
-        self._measure, self.journal = measure, journal
+    def __init__(
+        self, measure: Callable[[int], Evaluation], journal: Journal, behind: AtOnce = AT_ONCE
+    ) -> None:
+        self._measure, self.journal, self.behind = measure, journal, behind
 
     def measure(self, round: int) -> Evaluation:
         if known := self.journal.find("evaluation", str(round)):
             return Evaluation(round, _accuracy(known["sampled"]), _accuracy(known["greedy"]))
         evaluation = self._measure(round)
-        self.journal.append("evaluation", str(round), evaluation_row(evaluation))
+        row = evaluation_row(evaluation)
+        self.behind.later(partial(self.journal.append, "evaluation", str(round), row))
         return evaluation
+
+
+class SettledLearner:
+    """The policy, training only once all that came before is kept: a checkpoint of its weights may
+    still be under way."""
+
+    def __init__(self, learner: Any, behind: AtOnce) -> None:
+        self._learner, self.behind = learner, behind
+
+    def begin_round(self) -> None:
+        """Raises what could not be kept."""
+        self.behind.settle()
+        self._learner.begin_round()
+
+    def update(self, step: Step, pairs: Sequence[Pair]) -> UpdateReport:
+        """Raises what could not be kept."""
+        self.behind.settle()
+        report: UpdateReport = self._learner.update(step, pairs)
+        return report
 
 
 def choice_body(choices: Choices, signals: Floats) -> dict[str, Any]:

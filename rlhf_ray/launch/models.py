@@ -12,7 +12,7 @@ from actors.cluster import room
 from actors.critic import EngineCritic
 from actors.delivery import Delivery
 from actors.judge import Judges
-from actors.learner import Learners
+from actors.learners import Learners
 from actors.rollout import Rollouts
 from rlhf_ray.bootstrap.critic import critic_engine, critic_model
 from rlhf_ray.bootstrap.judges import JudgeMaker

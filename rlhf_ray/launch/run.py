@@ -15,6 +15,7 @@ from rlhf_ray.config.schema import Recipe
 from rlhf_ray.console import View
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.driver import Driver, steps
+from rlhf_ray.durable.behind import Behind, behind
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.fsio import fsync_tree
@@ -26,6 +27,7 @@ from rlhf_ray.durable.recorded import (
     RecordedJudges,
     RecordedPolicy,
     RecordedRefresher,
+    SettledLearner,
     recorded_contexts,
     replay,
     resume_point,
@@ -101,14 +103,17 @@ def _stand(run: Path) -> tuple[int, set[str]]:
 def _trained(models: Models, folder: RunFolder) -> list[Row]:
     """All rows of a run whose policy lies in `final` now."""
     models.start()
-    with closing(Journal(folder.path / "journal", folder.attempt.check)) as journal:
-        rows = train(models, folder.path, journal)
+    with (
+        closing(Journal(folder.path / "journal", folder.attempt.check)) as journal,
+        behind() as later,
+    ):
+        rows = train(models, folder.path, journal, later)
     trust = models.recipe.policy.trust_remote_code
     models.learners.export(folder.path / "final", models.start_policy, trust_remote_code=trust)
     return rows
 
 
-def train(models: Models, folder: Path, journal: Journal) -> list[Row]:
+def train(models: Models, folder: Path, journal: Journal, later: Behind) -> list[Row]:
     """The rounds, from wherever the run folder says they stand; all rows of metrics."""
     recipe, task, view = models.recipe, models.task, models.view
     checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoints.keep, journal.check)
@@ -140,6 +145,7 @@ def train(models: Models, folder: Path, journal: Journal) -> list[Row]:
         loop=recipe.loop,
         done=done,
         push=models.store.push,
+        behind=later,
     )
     for row in judge_rows(models, record.judges()):
         record.add(row)
@@ -153,16 +159,17 @@ def train(models: Models, folder: Path, journal: Journal) -> list[Row]:
             recipe.rollouts.responses,
             journal,
             folder / "rollouts",
+            later,
         ),
         selector=clock.timed(selector, "choose"),
         refresher=clock.timed(refresher(models, folder, journal, record, refreshed), "refresh"),
         critic=RecordedCritic(
-            clock.timed(models.critic, "critique").write, journal, folder / "rollouts"
+            clock.timed(models.critic, "critique").write, journal, folder / "rollouts", later
         ),
-        judges=RecordedJudges(clock.timed(models.judges, "score").score, journal),
-        learner=clock.timed(models.learners, "update"),
+        judges=RecordedJudges(clock.timed(models.judges, "score").score, journal, later),
+        learner=SettledLearner(clock.timed(models.learners, "update"), later),
         delivery=clock.timed(delivery, "sync"),
-        evaluator=evaluator(models, journal),
+        evaluator=evaluator(models, journal, later),
         record=record,
         loop=recipe.loop,
         pairs=recipe.pairs,
@@ -170,12 +177,12 @@ def train(models: Models, folder: Path, journal: Journal) -> list[Row]:
     return record.rows
 
 
-def evaluator(models: Models, journal: Journal) -> RecordedEvaluator:
+def evaluator(models: Models, journal: Journal, later: Behind) -> RecordedEvaluator:
     """Who measures the policy between rounds."""
     settings = models.recipe.evaluate
     held_out = models.task.held_out(settings.prompts)
     measure = HeldOut(models.rollouts, held_out, settings.samples).measure
-    return RecordedEvaluator(measure, journal)
+    return RecordedEvaluator(measure, journal, later)
 
 
 class NoRefresh:
@@ -195,7 +202,7 @@ def refresher(
     pool, generate = models.judges, models.rollouts.generate
     own = Refresher(models.recipe, models.maker, pool, generate, folder)
     own.adopt(before)
-    return RecordedRefresher(own.refresh, own.adopt, journal, record.refreshed)
+    return RecordedRefresher(own.refresh, own.adopt, journal, record.refreshed, record.behind)
 
 
 def judge_rows(models: Models, known: Sequence[str]) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.learner import Learners
+from actors.learners import Learners
 from rlhf_ray.bootstrap.reading import Reading
 from rlhf_ray.config.judges import (
     BradleyTerryJudge,

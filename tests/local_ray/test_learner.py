@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.learner import Learners
+from actors.learners import Learners
 from rlhf_ray.config.schema import GoldData, Learner, Scratch, Timeouts
 from rlhf_ray.config.section import Optimizer
 from rlhf_ray.data.chat import Chat

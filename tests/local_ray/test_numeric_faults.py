@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from actors.learner import Learners
+from actors.learners import Learners
 from rlhf_ray.bootstrap.reading import Reading
 from rlhf_ray.config.judges import BradleyTerryJudge, FilePreferences, JudgeTraining
 from rlhf_ray.config.schema import GoldData, Learner, Scratch, Timeouts

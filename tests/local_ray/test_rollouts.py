@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actors.delivery import Delivery
-from actors.learner import Learners
+from actors.learners import Learners
 from actors.rollout import Rollouts
 from rlhf_ray.config.schema import GoldData, Learner, Scratch, Timeouts, Weights
 from rlhf_ray.config.schema import Rollouts as Settings

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from actors.delivery import Delivery
-from actors.learner import Learners
+from actors.learners import Learners
 from actors.pool import gather
 from actors.rollout import Rollouts
 from rlhf_ray.config.schema import GoldData, Learner, Scratch, Timeouts, Weights

@@ -9,8 +9,10 @@ import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayTaskError
 
 from actors import judge, learner
+from actors import learners as gang
 from actors.judge import Judges, Place
-from actors.learner import LearnerActor, Learners
+from actors.learner import LearnerActor
+from actors.learners import Learners
 from rlhf_ray.config.judges import Judge, JudgeFleet, RuleJudge
 from rlhf_ray.config.schema import Timeouts
 from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost, RecipeError
@@ -38,8 +40,8 @@ class Ray:
 
 @pytest.fixture
 def learners(monkeypatch: pytest.MonkeyPatch) -> Learners:
-    monkeypatch.setattr(learner, "ray", Ray)
-    monkeypatch.setattr(learner, "resources", lambda: "no CPUs")
+    monkeypatch.setattr(gang, "ray", Ray)
+    monkeypatch.setattr(gang, "resources", lambda: "no CPUs")
     return Learners.__new__(Learners)
 
 
