@@ -48,6 +48,8 @@ class Bench:
     folder: Path
     recipe: Path
     overrides: tuple[str, ...] = ()
+    blows: int = 3
+    """Per trial: what comes after the last costs as much as one more."""
 
     def start(
         self,

@@ -52,7 +52,8 @@ def main() -> int:
     asked = arguments()
     folder = asked.folder / code_hash()[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    bench, told = Bench(folder.absolute(), asked.recipe.absolute()), folder / "trials.jsonl"
+    bench = Bench(folder.absolute(), asked.recipe.absolute(), blows=asked.blows)
+    told = folder / "trials.jsonl"
     ends = time.monotonic() + 60 * asked.minutes
     for name, seed in [] if asked.report else planned(asked.only, asked.trials, rows(told)):
         if time.monotonic() > ends:
@@ -136,6 +137,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=sorted(KINDS), default=[])
     parser.add_argument("--trials", type=int, help="of each kind")
+    parser.add_argument("--blows", type=int, default=Bench.blows, help="per trial")
     parser.add_argument("--minutes", type=float, default=24 * 60.0, help="begin none after this")
     parser.add_argument("--recipe", type=Path, default=ROOT / "configs" / "selftest.yaml")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "chaos")

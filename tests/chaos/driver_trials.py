@@ -28,8 +28,6 @@ REFUSED = "R15 a second driver is refused, and told why"
 EVICTED = "R15 --takeover ends the first, which says who took over"
 ONE_WRITER = "R15 two drivers were started: one wrote, and it ends alike"
 
-BREAKS = 3
-"""Per trial: what comes after the last costs as much as one more."""
 STOP_S = 2.5
 REFUSED_CODE, STOPPED_CODE = 78, 75
 ELSEWHERE = ("unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh")
@@ -43,7 +41,7 @@ def kill_driver(bench: Bench, seed: int, run: Path) -> list[Check]:
     """
     rng, checks, fresh = draws(seed, "kill"), list[Check](), seed % 4 == 0
     _, whole = bench.straight(fresh=fresh)
-    for _ in range(BREAKS):
+    for _ in range(bench.blows):
         moment, group = rng.uniform(0.0, whole), rng.random() < 0.5
         with bench.driver(run, fresh=fresh) as driver:
             if not wait_for(driver, moment):
@@ -63,7 +61,7 @@ def stop_driver(bench: Bench, seed: int, run: Path) -> list[Check]:
     """SIGTERM some times, each at any moment; Ray allows three seconds for it by default."""
     rng, checks = draws(seed, "stop"), list[Check]()
     _, whole = bench.straight()
-    for _ in range(BREAKS):
+    for _ in range(bench.blows):
         with bench.driver(run) as driver:
             if not wait_for(driver, moment := rng.uniform(0.0, whole)):
                 assert driver.returncode == 0, tail(run)

@@ -14,8 +14,6 @@ LEARNER = "R3 learner rank killed in a phase that was seen: a new gang, the run 
 GONE = "R13 no process of ours 30 s after a run in which workers were killed"
 SCALED = "R7 workers added and taken away in a run: it ends alike"
 
-BLOWS = 3
-"""Per run."""
 WORKERS = (
     "RolloutActor", "RolloutActor.start", "RolloutActor.generate", "RolloutActor.logprobs",
     "RolloutActor.update_weights", "RolloutActor.finish_weight_update",
@@ -49,9 +47,9 @@ def broken(
     _, whole = bench.straight()
     with bench.driver(run, more=FAST) as driver:
         family = family_of(driver)
-        for _ in range(BLOWS):
+        for _ in range(bench.blows):
             title = titles[int(rng.integers(len(titles)))]
-            time.sleep(rng.uniform(0.0, whole / BLOWS))
+            time.sleep(rng.uniform(0.0, whole / bench.blows))
             if not _strike(driver, title, kind):
                 break
             struck.append(title)
