@@ -274,8 +274,10 @@ class Judges:
 
     def margins(self, name: str, pairs: Sequence[Preference]) -> Floats:
         """[N] how far a judge prefers the chosen response of each pair; NaN: too long for it."""
-        found: Floats = self._answers({name: [Ask("margins", name, (pairs,))]})[name][0]
-        return found
+        size = -(-len(pairs) // len(self.homes[name]))
+        parts = [pairs[at : at + size] for at in range(0, len(pairs), size)]
+        asks = [Ask("margins", name, (part,)) for part in parts]
+        return np.concatenate(self._answers({name: asks})[name])
 
     def replace(self, name: str, path: str) -> None:
         """New weights for a judge, in all its replicas. The same path may hold other weights."""

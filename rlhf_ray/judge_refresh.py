@@ -22,7 +22,7 @@ from rlhf_ray.data.batches import Mixture
 from rlhf_ray.data.tokens import mixture
 from rlhf_ray.durable.fsio import atomic_write
 from rlhf_ray.errors import BadData, JudgeFailed
-from rlhf_ray.keys import seed_of
+from rlhf_ray.keys import generator, seed_of
 from rlhf_ray.messages import Floats, Preference, Refreshed, Rollout
 from rlhf_ray.rewards.card import card_files, judge_card
 from rlhf_ray.training.builders import Meta
@@ -66,6 +66,8 @@ class JudgeRefresh:
     entry: Trained
     parent: str
     """Its weights in use, as seen from the run folder."""
+    known: float | None = None
+    """Their accuracy on the held-out pairs, where it was measured before."""
 
     @property
     def begin(self) -> str:
@@ -96,7 +98,9 @@ class JudgeRefresh:
         The pool holds the new version afterwards, promoted or not.
         """
         lesson, store = self._lesson(seen, unseen), self.maker.store
-        before = self._accuracies(lesson.exams)
+        held_out, fresh = lesson.exams
+        known = self._accuracy(held_out) if self.known is None else self.known
+        before = [known, self._accuracy(fresh)]
         found: list[Refreshed] = []
         shutil.rmtree(store.folder / self.path, ignore_errors=True)  # of an attempt that died
         store.made(
@@ -110,10 +114,15 @@ class JudgeRefresh:
         fresh = self._verified(seen, truth=False) if self.settings.fresh_share else []
         begin = str(self.maker.store.folder / self.begin)
         reading = self.maker.reading(self.name, self.entry, begin)
-        exams = {"held_out": held_out, "fresh": self._verified(unseen, truth=True)}
+        exams = {"held_out": self._drawn(held_out), "fresh": self._verified(unseen, truth=True)}
         readable = {name: reading.readable(exam)[0] for name, exam in exams.items()}
         left_out = {name: len(exam) - len(readable[name]) for name, exam in exams.items()}
         return Lesson(reading, pairs, fresh, seen, list(readable.values()), left_out)
+
+    def _drawn(self, held_out: Sequence[Preference]) -> list[Preference]:
+        """Those of the held-out pairs that are in the exam: the same ones in every round."""
+        order = generator(self.maker.recipe.seed, "exam", self.name).permutation(len(held_out))
+        return [held_out[row] for row in sorted(order[: self.settings.exam].tolist())]
 
     def _made(self, folder: Path, lesson: Lesson, before: Sequence[float]) -> Refreshed:
         """The refreshed weights, in a folder of their own with a card that tells their exam."""
@@ -122,7 +131,7 @@ class JudgeRefresh:
         notes = self._train(folder, build, lesson.reading.path)
         # The same workers examine both versions: numbers of one instrument.
         self.pool.replace(self.name, str(folder))
-        after = self._accuracies(lesson.exams)
+        after = [self._accuracy(exam) for exam in lesson.exams]
         left_out = lesson.left_out | {"training": len(lesson.pairs) + len(lesson.fresh) - kept}
         if meta is not None:
             left_out["meta"] = len(lesson.seen) - len(meta[0])
@@ -176,9 +185,6 @@ class JudgeRefresh:
         )  # fmt: skip
         for file, content in card_files(card).items():
             atomic_write(folder / file, content)
-
-    def _accuracies(self, exams: Sequence[Sequence[Preference]]) -> list[float]:
-        return [self._accuracy(exam) for exam in exams]
 
     def _accuracy(self, exam: Sequence[Preference]) -> float:
         """Share of pairs whose chosen response is preferred, ties half; NaN without pairs."""

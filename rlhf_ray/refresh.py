@@ -43,6 +43,8 @@ class Refresher:
         }
         self.paths = {name: f"judges/{name}" for name in self.entries}
         """Weights in use, as seen from the run folder: a run may be moved."""
+        self.known: dict[str, float] = {}
+        """Their accuracies on held-out pairs, of those that took part in a refresh."""
 
     def refresh(self, round: int) -> list[Refreshed]:
         """What became of each judge; nothing happens before the first round."""
@@ -56,6 +58,7 @@ class Refresher:
     def adopt(self, changed: Sequence[Refreshed]) -> None:
         """Put promoted judges in their place, as after a resume; of several versions the last."""
         newest = {one.judge: one.path for one in changed if one.promoted}
+        self.known |= {one.judge: one.held_out[one.promoted] for one in changed}
         for name in self.entries:
             path = newest.get(name, self.paths[name])
             # The pool may hold a candidate of a refresh that was cut short.
@@ -68,8 +71,10 @@ class Refresher:
     ) -> Refreshed:
         """One judge refreshed; the pool goes on with the better version."""
         entry, parent = self.entries[name], self.paths[name]
-        judge = JudgeRefresh(self.maker, self.pool, self.settings, round, name, entry, parent)
-        found = judge.outcome(seen, unseen)
+        found = JudgeRefresh(
+            self.maker, self.pool, self.settings, round, name, entry, parent, self.known.get(name)
+        ).outcome(seen, unseen)
+        self.known[name] = found.held_out[found.promoted]
         self._use(name, found.path)
         return found
 

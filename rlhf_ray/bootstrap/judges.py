@@ -34,6 +34,9 @@ WHERE_IT_RUNS = {
 LESSONS = "lessons-2"
 """Names the format of lessons: those of another one are made again."""
 
+Lessons = tuple[list[Preference], list[Preference]]
+"""Pairs to train on, and pairs held out."""
+
 
 class JudgeMaker:
     """Makes the judges of one recipe, each once."""
@@ -52,6 +55,7 @@ class JudgeMaker:
         self._start, self.sample, self.write = start, sample, write
         self.recipe = store.recipe
         self._tokens: dict[str, dict[Preference, Any]] = {}
+        self._lessons: dict[str, Lessons] = {}
 
     @property
     def start(self) -> str:
@@ -85,8 +89,13 @@ class JudgeMaker:
         writer = critic and critic.model_dump(mode="json", exclude=WHERE_IT_RUNS)
         return self.store.key(recipe.policy, recipe.data, own, writer, name, data, files)
 
-    def lessons(self, name: str, entry: Trained) -> tuple[list[Preference], list[Preference]]:
+    def lessons(self, name: str, entry: Trained) -> Lessons:
         """What a judge is trained on and examined on: with critiques, and mended where denoised."""
+        if name not in self._lessons:
+            self._lessons[name] = self._read_lessons(name, entry)
+        return self._lessons[name]
+
+    def _read_lessons(self, name: str, entry: Trained) -> Lessons:
         assert entry.train is not None
         key = self.store.key(LESSONS, self.key(name, entry, entry.train))
         make = partial(self._prepare, name, entry)

@@ -338,6 +338,9 @@ class Refresh(Section):
     """Where the descent is applied: to the weights before the ascent, or after it."""
     gate: Share = 0.0
     """How much a refreshed judge may lose on held-out pairs and still be promoted."""
+    exam: Count | None = None
+    """Held-out pairs it is examined on, the same ones each time; null: all there are. Fewer are
+    quicker and miss smaller falls."""
     discount: Share = 0.5
     """What is left of the bandit's statistics of a promoted judge."""
 

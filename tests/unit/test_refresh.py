@@ -39,6 +39,7 @@ class Pool:
         self.folder, self.loaded = folder, ["judges/a"]
         self.at = str(folder / "judges/a")
         self.taste = (folder / "judges/a/taste").read_text()
+        self.asked: list[tuple[str, list[str]]] = []
 
     def replace(self, name: str, path: str) -> None:
         assert name == "a"
@@ -50,6 +51,7 @@ class Pool:
         return self.at
 
     def margins(self, name: str, pairs: Sequence[Preference]) -> Floats:
+        self.asked.append((self.loaded[-1], [pair.id for pair in pairs]))
         return preferred(self.taste, pairs)
 
 
@@ -61,14 +63,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refresher(
-    model: Path, run: Path, *tastes: str, task: Letters | None = None, begin: str = "current"
+    model: Path, run: Path, *tastes: str, task: Letters | None = None, **settings: Any
 ) -> tuple[Refresher, Pool]:
     """Of judge `a` with the first taste, which learns the others, one per round."""
     shutil.copytree(model, run / "judges/a")
     (run / "judges/a/taste").write_text(tastes[0])
     recipe = recipe_with(
         judges={"a": GOLD_JUDGE, "b": {"kind": "rules"}},
-        refresh={"steps": 2, "prompts": 4, "responses": 3, "begin": begin},
+        refresh={"steps": 2, "prompts": 4, "responses": 3, **settings},
     )
     gang: Any = Gang(*tastes[1:])
     some: Any = task or Letters()
@@ -121,6 +123,47 @@ def test_a_judge_is_trained_on_from_the_version_in_use(model: Path, tmp_path: Pa
     assert after.held_out == (1.0, 1.0), "examined beside the version in use, not the first"
     assert pool.loaded[-1] == "refreshed/a-r003"
     assert ours.refresh(0) == []
+
+
+def test_the_version_in_use_is_not_examined_twice_on_the_same_pairs(
+    model: Path, tmp_path: Path
+) -> None:
+    ours, pool = refresher(model, tmp_path, "abdc", "badc", "abcd")
+    refused, promoted = (ours.refresh(round)[0] for round in (1, 2))
+    held_out = pool.asked[0][1]
+    assert [at.replace(".tmp-", "") for at, pairs in pool.asked if pairs == held_out] == [
+        "judges/a", "refreshed/a-r001", "refreshed/a-r002"
+    ]  # fmt: skip
+    assert (refused.held_out, promoted.held_out) == ((0.5, 0.0), (0.5, 1.0))
+    assert ours.known == {"a": 1.0}
+
+
+def test_a_resumed_run_knows_the_accuracy_of_the_version_in_use(
+    model: Path, tmp_path: Path
+) -> None:
+    ours, _ = refresher(model, tmp_path, "abdc")
+    told = [(1, True, (0.5, 0.6)), (2, True, (0.6, 0.7)), (3, False, (0.7, 0.1))]
+    shutil.copytree(tmp_path / "judges/a", tmp_path / "refreshed/a-r002")
+    ours.adopt(
+        [
+            Refreshed("a", round, promoted, "", f"refreshed/a-r00{round}", "", held_out, (0, 0))
+            for round, promoted, held_out in told
+        ]
+    )
+    assert ours.known == {"a": 0.7}
+
+
+def test_an_exam_may_be_a_part_of_the_held_out_pairs_the_same_each_time(
+    model: Path, tmp_path: Path
+) -> None:
+    task = Letters(held_out=[duel("a", "d", prompt=letter) for letter in "bcd"])
+    ours, pool = refresher(model, tmp_path, "abdc", "abcd", "abcd", task=task, exam=2)
+    everything = [pair.id for pair in ours.maker.lessons("a", ours.entries["a"])[1]]
+    for round in (1, 2):
+        ours.refresh(round)
+    exams = [pairs for _, pairs in pool.asked if set(pairs) <= set(everything)]
+    assert exams == [exams[0]] * 3
+    assert len(exams[0]) == 2 < len(everything)
 
 
 @pytest.mark.parametrize(
