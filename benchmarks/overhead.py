@@ -1,8 +1,7 @@
 """What does a finished run spend beside its work: driver, weight delivery, refreshes, engines?
 
-A wave's overhead is the time no stage accounts for: samples and lines of the journal are part of
-it, a checkpoint is not. Keeping a wave is measured by itself, its checkpoint included; the two
-overlap. Ray's share inside a stage is what `rollouts.py` measures. Only waves that delivered
+A wave's overhead is the time no stage accounts for. How long it waits for the wave before to be
+kept, its checkpoint included, is part of that, and measured by itself. Ray's share inside a stage is what `rollouts.py` measures. Only waves that delivered
 weights count for delivery. The refresh of a judge is measured against the waves of the round that
 begins with it; the samples for all judges are part of it.
 """
@@ -109,9 +108,7 @@ def main() -> None:
         print(line("driver overhead in a wave", overhead, OVERHEAD, share=True))
         kept = [row["record_s"] / row["wall_s"] for row in waves if row.get("record_s")]
         if kept:
-            print(
-                line("samples, journal and checkpoint of a wave", median(kept), RECORD, share=True)
-            )
+            print(line("waiting for a wave to be kept", median(kept), RECORD, share=True))
         if sync is not None:
             print(line("weight delivery in a wave", sync, DELIVERY, share=True))
         if (refresh := refresh_share(run)) is not None:
