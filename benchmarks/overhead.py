@@ -1,9 +1,10 @@
 """What does a finished run spend beside its work: driver, weight delivery, refreshes, engines?
 
 A wave's overhead is the time no stage accounts for. How long it waits for the wave before to be
-kept, its checkpoint included, is part of that, and measured by itself. Ray's share inside a stage is what `rollouts.py` measures. Only waves that delivered
-weights count for delivery. The refresh of a judge is measured against the waves of the round that
-begins with it; the samples for all judges are part of it.
+kept, its checkpoint included, is part of that, and measured by itself. Ray's share inside a stage
+is what `rollouts.py` measures. Only waves that delivered weights count for delivery. The refresh
+of a judge is measured against the waves of the round that begins with it; the samples for all
+judges are part of it.
 """
 
 import argparse

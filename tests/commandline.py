@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,28 @@ def rlhf_ray(
         command(*arguments), cwd=cwd, env=env, capture_output=True, text=True, timeout=RUN_S,
         check=False,
     )  # fmt: skip
+
+
+def journal_text(folder: Path) -> str:
+    """All that the journal of a run tells by now."""
+    return "".join(path.read_text() for path in sorted((folder / "journal").glob("*.jsonl")))
+
+
+def killed_when(seen: str, folder: Path, *arguments: str) -> str:
+    """SIGKILL the driver of a run as soon as the journal in its folder tells of something; what it
+    has said. `arguments` as of a user."""
+    log = folder.with_suffix(".log")
+    with log.open("w") as out:
+        driver = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=out, stderr=out)
+        ends = time.monotonic() + RUN_S
+        while (
+            time.monotonic() < ends and driver.poll() is None and seen not in journal_text(folder)
+        ):
+            time.sleep(0.002)
+        assert driver.poll() is None, log.read_text()
+        driver.kill()
+        driver.wait(timeout=60)
+    return log.read_text()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -2,20 +2,15 @@
 survives."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from commandline import RUN_S, command, metrics, rlhf_ray
-from conftest import ROOT, SMALL_LOOP, small_judge
+from commandline import killed_when, metrics, rlhf_ray
+from conftest import SMALL_LOOP, small_judge
 
 from rlhf_ray.durable.manifest import verify_manifest
 from rlhf_ray.rewards.card import read_card
-from rlhf_ray.same_end import CLOCK
+from rlhf_ray.same_end import compare
 
 CRITIC = ["critic.train.steps=20", "critic.train.prompts_per_family=8", "critic.train.samples=2"]
 JUDGES: dict[str, tuple[str, list[str]]] = {
@@ -36,10 +31,6 @@ RUNS = {
 }  # fmt: skip
 
 
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Each recipe of a whole run, once."""
@@ -58,9 +49,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_judge_recipe_leaves_a_folder_with_a_card(recipe: str, tmp_path: Path) -> None:
     name, more = JUDGES[recipe]
     small = [*SMALL_LOOP, *small_judge(name), *more]
-    done = rlhf_ray(
-        "judge", "train", "-c", f"configs/{recipe}.yaml", "--run-dir", str(tmp_path), *small
-    )
+    asked = ["judge", "train", "-c", f"configs/{recipe}.yaml", "--run-dir", str(tmp_path), *small]
+    done = rlhf_ray(*asked)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "judges" / name
     verify_manifest(folder)
@@ -73,11 +63,10 @@ def test_a_judge_recipe_leaves_a_folder_with_a_card(recipe: str, tmp_path: Path)
     config = json.loads((folder / "config.json").read_text())
     kind = "LlamaForCausalLM" if recipe == "judge_gram" else "LlamaForSequenceClassification"
     assert config["architectures"] == [kind]
-    again = rlhf_ray(
-        "judge", "train", "-c", f"configs/{recipe}.yaml", "--run-dir", str(tmp_path), *small
-    )
-    assert again.returncode == 0
-    assert "step" not in again.stdout, "a judge that is there is not trained again"
+    if recipe == "judge_denoised":  # of all of them the one with the most to make again
+        again = rlhf_ray(*asked)
+        assert again.returncode == 0
+        assert "step" not in again.stdout, "a judge that is there is not trained again"
 
 
 def test_judges_are_refreshed_before_each_later_round(runs: dict[str, Path]) -> None:
@@ -122,7 +111,6 @@ def test_critiques_stand_beside_the_responses(runs: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("recipe", "seen"),
     [
-        ("refresh_meta", '"kind":"refresh","prev":"'),  # the judges of round 0 or 1 are settled
         ("refresh_meta", '"key":"r001-w000","kind":"scores"'),  # judged by refreshed judges
         ("pool_mixed", '"kind":"critiques"'),  # criticised, not yet judged
     ],
@@ -130,31 +118,11 @@ def test_critiques_stand_beside_the_responses(runs: dict[str, Path]) -> None:
 def test_a_driver_killed_between_judges_ends_where_an_unbroken_run_ends(
     recipe: str, seen: str, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder, small = tmp_path / "run", [*SMALL_LOOP, *RUNS[recipe]]
-    arguments = ["run", "-c", f"configs/{recipe}.yaml", "--run-dir", str(folder), *small]
-    with (tmp_path / "killed.log").open("w") as log:
-        driver = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=log, stderr=log)
-        deadline = time.monotonic() + RUN_S
-        while time.monotonic() < deadline and driver.poll() is None:
-            text = "".join(p.read_text() for p in sorted((folder / "journal").glob("*.jsonl")))
-            if seen in text:
-                break
-            time.sleep(0.002)
-        assert driver.poll() is None, (tmp_path / "killed.log").read_text()
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait(timeout=60)
-    resumed = rlhf_ray(*arguments)
+    folder = tmp_path / "run"
+    asked = [
+        "run", "-c", f"configs/{recipe}.yaml", "--run-dir", str(folder), *SMALL_LOOP, *RUNS[recipe]
+    ]  # fmt: skip
+    killed_when(seen, folder, *asked)
+    resumed = rlhf_ray(*asked)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    whole = runs[recipe]
-    # Folders of the two runs differ by their own paths, nothing else may.
-    here, there = (
-        (json.dumps(timeless(metrics(one))).replace(str(one), "RUN")) for one in (folder, whole)
-    )
-    assert here == there
-    assert (folder / "final" / "model.safetensors").read_bytes() == (
-        whole / "final" / "model.safetensors"
-    ).read_bytes()
-    for name in ("samples", "pairs"):
-        assert [p.read_bytes() for p in sorted((folder / name).iterdir())] == [
-            p.read_bytes() for p in sorted((whole / name).iterdir())
-        ]
+    assert [one for one in compare(runs[recipe], folder) if not one.equal] == []

@@ -1,16 +1,12 @@
 """The whole program on real engines: what a run leaves, and that SIGKILL costs nothing."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from commandline import RUN_S, command, rlhf_ray
-from conftest import ROOT, TINY
+from commandline import killed_when, rlhf_ray
+from conftest import TINY
 
 from rlhf_ray.durable.manifest import verify_manifest
 from rlhf_ray.same_end import compare
@@ -110,22 +106,6 @@ def test_status_and_report_read_a_run_folder(tiny_run: Path) -> None:
     assert Path(made) == tiny_run / "report.html"
 
 
-def kill_when(folder: Path, seen: str) -> None:
-    """Start the run, SIGKILL its driver as soon as the journal tells of `seen`."""
-    arguments = ["run", "-c", "configs/demo.yaml", "--run-dir", str(folder), *TINY]
-    with (folder.parent / "killed.log").open("w") as log:
-        driver = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=log, stderr=log)
-        deadline = time.monotonic() + RUN_S
-        while time.monotonic() < deadline and driver.poll() is None:
-            text = "".join(p.read_text() for p in sorted((folder / "journal").glob("*.jsonl")))
-            if seen in text:
-                break
-            time.sleep(0.002)
-        assert driver.poll() is None, (folder.parent / "killed.log").read_text()
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait(timeout=60)
-
-
 @pytest.mark.parametrize(
     "seen",
     [
@@ -138,8 +118,9 @@ def test_a_driver_killed_anywhere_ends_where_an_unbroken_run_ends(
     seen: str, tiny_run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    kill_when(folder, seen)
-    resumed = rlhf_ray("run", "-c", "configs/demo.yaml", "--run-dir", str(folder), *TINY)
+    asked = ["run", "-c", "configs/demo.yaml", "--run-dir", str(folder), *TINY]
+    killed_when(seen, folder, *asked)
+    resumed = rlhf_ray(*asked)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert [one for one in compare(tiny_run, folder) if not one.equal] == []
 

@@ -1,16 +1,12 @@
 """A run goes on elsewhere, on other ranks and another ZeRO stage, and after an upgrade."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import RUN_S, command, metrics, rlhf_ray
+from commandline import killed_when, metrics, rlhf_ray
 from conftest import ROOT, TINY
 
 from rlhf_ray.same_end import end_of, timeless
@@ -24,23 +20,6 @@ RELEASED = sorted(one for one in (ROOT / "tests/data/released").iterdir() if one
 def tiny(folder: Path, *changes: str) -> list[str]:
     """A command line that begins the small demo, or goes on with it."""
     return ["run", "-c", "configs/demo.yaml", "--run-dir", str(folder), *TINY, *changes]
-
-
-def killed(folder: Path, seen: str, *changes: str) -> str:
-    """SIGKILL the driver as soon as the journal tells of `seen`; what it has said."""
-    log, line = folder.with_suffix(".log"), command(*tiny(folder, *changes))
-    with log.open("w") as out:
-        driver = subprocess.Popen(line, cwd=ROOT, stdout=out, stderr=out)
-        ends = time.monotonic() + RUN_S
-        while time.monotonic() < ends and driver.poll() is None:
-            told = [path.read_text() for path in sorted((folder / "journal").glob("*.jsonl"))]
-            if seen in "".join(told):
-                break
-            time.sleep(0.002)
-        assert driver.poll() is None, log.read_text()
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait(timeout=60)
-    return log.read_text()
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -66,10 +45,10 @@ def near(row: dict[str, Any]) -> dict[str, Any]:
 def moved(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The run killed on one rank, then on two, and ended on one; each time at another place."""
     first, second, third = (tmp_path_factory.mktemp("moved") / "run" for _ in range(3))
-    killed(first, '"key":"r001-w000","kind":"rollouts"')
+    killed_when('"key":"r001-w000","kind":"rollouts"', first, *tiny(first))
     shutil.move(first, second)
     before = written(second)
-    said = killed(second, '"key":"r001-w001","kind":"rollouts"', *TWO)
+    said = killed_when('"key":"r001-w001","kind":"rollouts"', second, *tiny(second, *TWO))
     shutil.move(second, third)
     ended = rlhf_ray(*tiny(third))
     assert ended.returncode == 0, ended.stdout + ended.stderr

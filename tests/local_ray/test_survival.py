@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commandline import RUN_S, command
+from commandline import RUN_S, command, journal_text
 from conftest import ROOT, TINY
 from victims import descendants, strike
 
@@ -28,7 +28,7 @@ class Run:
     def kill(self, title: str, *, after: str, kind: int = signal.SIGKILL) -> None:
         """End a worker in this phase, once the journal tells of something."""
         ends = time.monotonic() + RUN_S
-        while after not in self._journal():
+        while after not in journal_text(self.folder):
             assert self.driver.poll() is None, self.said.read_text()
             assert time.monotonic() < ends, self.said.read_text()
             time.sleep(0.01)
@@ -41,9 +41,6 @@ class Run:
         left = psutil.wait_procs(family, timeout=30)[1]
         assert left == [], "processes of the run that outlive it"
         return self.said.read_text()
-
-    def _journal(self) -> str:
-        return "".join(one.read_text() for one in sorted((self.folder / "journal").glob("*.jsonl")))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +79,10 @@ def test_a_run_that_is_scaled_while_it_runs_ends_like_one_that_is_not(
         ('"key":"r000-w001","kind":"scores"', ["rollouts=1", "judges=1"]),
     ):
         ends = time.monotonic() + RUN_S
-        while after not in run._journal() or not (run.folder / "config.resolved.yaml").exists():
+        while (
+            after not in journal_text(run.folder)
+            or not (run.folder / "config.resolved.yaml").exists()
+        ):
             assert run.driver.poll() is None, run.said.read_text()
             assert time.monotonic() < ends, run.said.read_text()
             time.sleep(0.01)
