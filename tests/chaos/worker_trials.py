@@ -2,6 +2,7 @@
 
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ HANGING = "R11 rollout or judge worker suspended: found, replaced, and the run e
 LEARNER = "R3 learner rank killed in a phase that was seen: a new gang, the run ends alike"
 GONE = "R13 no process of ours 30 s after a run in which workers were killed"
 SCALED = "R7 workers added and taken away in a run: it ends alike"
+SCALED_KILLED = "R2 R7 worker killed in a run in which workers come and go: it ends alike"
 
 WORKERS = (
     "RolloutActor", "RolloutActor.start", "RolloutActor.generate", "RolloutActor.logprobs",
@@ -72,19 +74,27 @@ def _strike(driver: Process, title: str, kind: int) -> bool:
 
 
 def scale_run(bench: Bench, seed: int, run: Path) -> list[Check]:
-    """Other numbers of workers ordered at random moments, beside a kill."""
+    """Other numbers of workers ordered at random moments, and some of them killed."""
     from rlhf_ray.scale import order
 
-    rng, orders = draws(seed, "scale"), list[dict[str, int | None]]()
+    rng, orders, struck = draws(seed, "scale"), list[dict[str, int | None]](), list[str]()
     _, whole = bench.straight()
-    with bench.driver(run) as driver:
+    with bench.driver(run, more=FAST) as driver:
         while driver.poll() is None:
             time.sleep(rng.uniform(0.0, whole / 4))
             if (run / "config.resolved.yaml").is_file() and driver.poll() is None:
                 counts = rng.integers(1, 5, size=2).tolist()
                 orders.append({"rollouts": counts[0], "judges": counts[1]})
                 order(run, orders[-1])
+                title = WORKERS[int(rng.integers(len(WORKERS)))]
+                if len(struck) < bench.blows and _strike(driver, title, signal.SIGKILL):
+                    struck.append(title)
         code = driver.wait(timeout=RUN_S)
     if code != 0:
-        return [Check(SCALED, False, f"code {code} after {orders}:\n{tail(run)}")]
-    return [bench.same_end(run, SCALED, times=len(orders))] if orders else []
+        return [Check(SCALED, False, f"code {code} after {orders}, {struck}:\n{tail(run)}")]
+    if not orders:
+        return []
+    scaled = bench.same_end(run, SCALED, times=len(orders))
+    return (
+        [scaled, replace(scaled, promise=SCALED_KILLED, times=len(struck))] if struck else [scaled]
+    )
