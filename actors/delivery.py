@@ -152,7 +152,9 @@ class Delivery:
         return {number: one if isinstance(one, str) else None for number, one in found.items()}
 
     def overdue(self, seconds: float) -> RlhfRayError | None:
-        """The learners wait for a worker `timeout_s`; what lasts much longer is their own fault."""
+        """The learners wait for a worker `timeout_s`; what lasts much longer is their own fault. A
+        delivery that was sent while they save begins after that."""
+        seconds = min(seconds, self.learners.free_for_s())
         if seconds < 1.5 * self.timeout_s:
             return None
         return LearnersLost(

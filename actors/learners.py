@@ -1,7 +1,9 @@
 """The learner gang: all DeepSpeed ranks as one, the facade the driver holds."""
 
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ class Learners:
         self.settings, self.timeouts, self.seed = settings, timeouts, seed
         self.warm_waves, self.logs = warm_waves, logs
         self.ranks: list[Any] = []
-        self._turn = threading.Lock()
+        self._turn, self._saving_until = threading.Lock(), -math.inf
         try:
             self.restart()
         except LearnersLost as error:  # who never met is not lost, there is no room for it
@@ -159,8 +161,7 @@ class Learners:
     def deliver(self, workers: Mapping[int, Any], version: int, delivery: int) -> list[Any]:
         """References, one per rank, that `delivered` reads."""
         order = (dict(workers), version, delivery)
-        self._delivering = self._send("deliver", *order)
-        return self._delivering
+        return self._send("deliver", *order)
 
     def delivered(self, ref: Any) -> dict[int, Any]:
         """Per rollout worker, how far it is from the learner after the delivery.
@@ -177,7 +178,15 @@ class Learners:
 
     def save(self, folder: Path) -> None:
         """Weights, optimizer and reference of all ranks, into a folder all of them see."""
-        self._ask("save", folder, timeout_s=self.timeouts.update_s)
+        self._saving_until = math.inf
+        try:
+            self._ask("save", folder, timeout_s=self.timeouts.update_s)
+        finally:
+            self._saving_until = time.monotonic()
+
+    def free_for_s(self) -> float:
+        """Seconds since they last saved; 0 while they do, which has a limit of its own."""
+        return max(0.0, time.monotonic() - self._saving_until)
 
     def restore(self, folder: Path) -> None:
         self._ask("restore", folder, timeout_s=self.timeouts.update_s)

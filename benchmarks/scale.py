@@ -29,12 +29,12 @@ from rlhf_ray.config.schema import Checkpoints as Settings
 from rlhf_ray.config.schema import Loop, Pairs
 from rlhf_ray.critiques.wave import NoCritic
 from rlhf_ray.driver import Driver
-from rlhf_ray.durable.behind import behind
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.fsio import make_dir
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.record import RunRecord
 from rlhf_ray.durable.recorded import RecordedJudges, RecordedPolicy, SettledLearner
+from rlhf_ray.durable.writer import beside
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import (
     Accuracy,
@@ -222,18 +222,18 @@ def run(folder: Path, workers: Workers, prompts: int) -> None:
     loop = Loop(rounds=1, waves=-(-prompts // WAVE), prompts=min(WAVE, prompts), warm_waves=0)
     bandit = LinUCB(2, len(ARMS), alpha=0.5, ridge=1.0)
     others = Others(workers)
-    with closing(Journal(folder / "journal")) as journal, behind() as later:
+    with closing(Journal(folder / "journal")) as journal, beside() as writer:
         record = RunRecord(
             folder, journal, Checkpoints(folder / "checkpoints", 2), save=save,
             show=lambda row, report: None, clock=Clock(),
-            settings=Settings(every_waves=1, keep=2), loop=loop, done=0, behind=later,
+            settings=Settings(every_waves=1, keep=2), loop=loop, done=0, writer=writer,
         )  # fmt: skip
         Driver(
             task=Task(), contexts=contexts, refresher=others, delivery=others, evaluator=others,
-            learner=SettledLearner(others, later), critic=NoCritic(),
-            judges=RecordedJudges(others.score, journal, later),
+            learner=SettledLearner(others, writer), critic=NoCritic(),
+            judges=RecordedJudges(others.score, journal, writer),
             selector=Selector(bandit, ARMS, seed=0, low=0.2, high=0.8, window=20000, keep=0.5),
-            policy=RecordedPolicy(workers.generate, SAMPLES, journal, folder / "rollouts", later),
+            policy=RecordedPolicy(workers.generate, SAMPLES, journal, folder / "rollouts", writer),
             record=record, loop=loop, pairs=Pairs(),
         ).run()  # fmt: skip
 

@@ -134,7 +134,7 @@ def timing_row(
 ) -> Row:
     """The rest of a wave's row: seconds per stage, speed, and what no stage accounts for.
 
-    `record_s`: of recording the wave before, which ends after its row is written.
+    `record_s`: waited, since the wave before, for something to be kept.
     """
     tokens = sum(len(one.token_ids) for r in report.rollouts for one in r.responses)
     generate = seconds.get("generate", 0.0)

@@ -21,7 +21,6 @@ from rlhf_ray.config.schema import Loop, Pairs
 from rlhf_ray.driver import Driver
 from rlhf_ray.durable import fsio
 from rlhf_ray.durable.audit import check_shards
-from rlhf_ray.durable.behind import Behind, behind
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.record import RunRecord
@@ -35,6 +34,7 @@ from rlhf_ray.durable.recorded import (
     replay,
     resume_point,
 )
+from rlhf_ray.durable.writer import Beside, beside
 from rlhf_ray.metrics import Clock
 from rlhf_ray.same_end import CLOCK
 
@@ -133,11 +133,11 @@ def driven(folder: Path, *, loop: Loop = TWO_WAVES, keep: int = 1) -> None:
     """A checkpoint after every wave."""
     for name in ("samples", "pairs", "rollouts"):
         fsio.make_dir(folder / name)
-    with closing(Journal(folder / "journal")) as journal, behind() as later:
-        _driver(folder, journal, later, loop, keep)
+    with closing(Journal(folder / "journal")) as journal, beside() as writer:
+        _driver(folder, journal, writer, loop, keep)
 
 
-def _driver(folder: Path, journal: Journal, later: Behind, loop: Loop, keep: int) -> None:
+def _driver(folder: Path, journal: Journal, writer: Beside, loop: Loop, keep: int) -> None:
     checkpoints, diary = Checkpoints(folder / "checkpoints", keep), list[str]()
     done, version, path = resume_point(checkpoints, journal)
     sampler, learner = fakes.Policy(diary), CarelessLearner(diary)
@@ -151,19 +151,19 @@ def _driver(folder: Path, journal: Journal, later: Behind, loop: Loop, keep: int
     record = RunRecord(
         folder, journal, checkpoints, save=learner.save, show=lambda row, report: None,
         clock=Clock(), settings=Settings(every_waves=1, keep=keep), loop=loop, done=done,
-        behind=later,
+        writer=writer,
     )  # fmt: skip
     refresh = fakes.Refresher(diary, {1: {"right": True}}, judges.adopt).refresh
     critic = fakes.Critic(diary, ["right", "wrong"])
     Driver(
         task=fakes.TurnTaking(), contexts=fakes.contexts, selector=selector,
-        learner=SettledLearner(learner, later),
-        policy=RecordedPolicy(sampler.generate, 4, journal, folder / "rollouts", later),
-        refresher=RecordedRefresher(refresh, judges.adopt, journal, record.refreshed, later),
-        critic=RecordedCritic(critic.write, journal, folder / "rollouts", later),
-        judges=RecordedJudges(judges.score, journal, later),
+        learner=SettledLearner(learner, writer),
+        policy=RecordedPolicy(sampler.generate, 4, journal, folder / "rollouts", writer),
+        refresher=RecordedRefresher(refresh, judges.adopt, journal, record.refreshed, writer),
+        critic=RecordedCritic(critic.write, journal, folder / "rollouts", writer),
+        judges=RecordedJudges(judges.score, journal, writer),
         delivery=fakes.Delivery(diary, sampler),
-        evaluator=RecordedEvaluator(fakes.Evaluator(diary).measure, journal, later),
+        evaluator=RecordedEvaluator(fakes.Evaluator(diary).measure, journal, writer),
         record=record, loop=loop, pairs=Pairs(per_prompt=2),
     ).run(done)  # fmt: skip
 

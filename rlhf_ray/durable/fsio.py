@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,13 +169,20 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._in_doubt = False
+        self._in_doubt, self._closed = False, False
+        self._turn = threading.Lock()
         # Exclusive: a second attempt on the same run ends here instead of mixing its lines in.
         with explained("create", path):
             self._fd = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         fsync_dir(path.parent)
 
     def append(self, line: bytes) -> None:
+        with self._turn:
+            self._append(line)
+
+    def _append(self, line: bytes) -> None:
+        if self._closed:  # its descriptor may be that of another file by now
+            raise StorageFailed(f"cannot append a line to {self.path}: the run has ended")
         if self._in_doubt:
             raise StorageFailed(
                 f"cannot append a line to {self.path}: an earlier append failed, so what its last "
@@ -187,7 +195,10 @@ class LineFile:
         self._in_doubt = False
 
     def close(self) -> None:
-        os.close(self._fd)
+        with self._turn:
+            if not self._closed:
+                os.close(self._fd)
+            self._closed = True
 
 
 def open_private(path: Path) -> int:

@@ -87,11 +87,17 @@ class Mirror:
         if self.head is None:
             return
         last = self.head.after(self.head.files, ended=True)
+        free = self._lock.acquire(timeout=LAST_S / 2)
         try:
+            if not free:
+                raise StorageFailed("a push is under way in another thread")
             if self.objects.create(last.key, last.to_bytes(), within_s=LAST_S) and self.whole:
                 self._keep_mark(last)
         except StorageFailed:
             self.say(f"a driver on another machine will listen {SILENT_S:g} s for this one")
+        finally:
+            if free:
+                self._lock.release()
 
     def close(self) -> None:
         """No further sign of life."""

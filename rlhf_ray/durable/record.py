@@ -1,7 +1,8 @@
 """The record of a run: samples, pairs, journal lines, metrics and checkpoints of each wave.
 
 Order of a wave: files, then the journal line that names them, then the checkpoint that makes the
-wave's update permanent. A crash between any two leaves a run that resumes.
+wave's update permanent. A crash between any two leaves a run that resumes. All of it is the
+writer's work, which may have a thread of its own: rows are shown a moment before they are kept.
 """
 
 import io
@@ -14,12 +15,12 @@ from pathlib import Path
 from rlhf_ray.config.schema import Checkpoints as Settings
 from rlhf_ray.config.schema import Loop
 from rlhf_ray.durable.audit import check_metrics, check_shards
-from rlhf_ray.durable.behind import AT_ONCE, AtOnce
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.fsio import append_line, atomic_write, entries, read_bytes, remove
 from rlhf_ray.durable.journal import Journal, is_torn
 from rlhf_ray.durable.recorded import choice_body
 from rlhf_ray.durable.samples import SAMPLE_TYPES, pair_rows, sample_rows, write_rows
+from rlhf_ray.durable.writer import AT_ONCE, Writer
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Evaluation, Refreshed, WaveReport
 from rlhf_ray.metrics import (
@@ -52,9 +53,9 @@ class RunRecord:
         loop: Loop,
         done: int,
         push: Callable[[], None] = lambda: None,
-        behind: AtOnce = AT_ONCE,
+        writer: Writer = AT_ONCE,
     ) -> None:
-        self.push, self.behind = push, behind
+        self.push, self.writer = push, writer
         self.folder, self.journal, self.checkpoints = folder, journal, checkpoints
         self.save, self.show, self.clock = save, show, clock
         self.every, self.last = settings.every_waves, loop.rounds * loop.waves - 1
@@ -69,14 +70,14 @@ class RunRecord:
         self.began = time.perf_counter()
 
     def commit(self, report: WaveReport) -> None:
-        """Keep a finished wave; nothing of it is lost afterwards once its checkpoint stands."""
-        began = time.perf_counter()
+        """Have a finished wave kept; nothing of it is lost once its checkpoint stands."""
+        began, waited = time.perf_counter(), self.writer.waited_s()
         if self.record_s is not None:
-            self.record_s += self.behind.waited_s()
+            self.record_s += waited
         told = wave_row(report)
         row = told | timing_row(report, self.clock.take(), began - self.began, self.record_s)
         self.rows.append(row)
-        self.behind.later(partial(self._keep, report, told, row))
+        self.writer.later(partial(self._keep, report, told, row))
         self.show(row, report)
         self.began = time.perf_counter()
         self.record_s = self.began - began
@@ -98,7 +99,7 @@ class RunRecord:
     def add(self, row: Row) -> None:
         """One more row of metrics. They are derived: what must survive is in the journal."""
         self.rows.append(row)
-        self.behind.later(partial(self._append, row))
+        self.writer.later(partial(self._append, row))
         self.show(row, None)
 
     def judges(self) -> list[str]:

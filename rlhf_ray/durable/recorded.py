@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_ray.durable.audit import check_journal
-from rlhf_ray.durable.behind import AT_ONCE, AtOnce
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.fsio import atomic_write, read_bytes, sha256_of
 from rlhf_ray.durable.journal import Journal, decode_array, encode_array
 from rlhf_ray.durable.samples import read_rollouts, write_rollouts
+from rlhf_ray.durable.writer import AT_ONCE, Writer
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import (
     Accuracy,
@@ -51,28 +51,28 @@ class RecordedPolicy:
         samples: int,
         journal: Journal,
         folder: Path,
-        behind: AtOnce = AT_ONCE,
+        writer: Writer = AT_ONCE,
     ) -> None:
         self._generate, self.samples = generate, samples
-        self.journal, self.folder, self.behind = journal, folder, behind
+        self.journal, self.folder, self.writer = journal, folder, writer
 
     def generate(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout]:
         """Raises BadData when a recorded file is not what was recorded."""
         path = self.folder / f"{step}.parquet"
         known = self.journal.find("rollouts", str(step))
         if known:
-            self.behind.settle()
             if not path.is_file() or sha256_of(path) != known["sha256"]:
                 raise BadData(
                     f"{path} is missing or changed since it was sampled; restore it from a copy"
                 )
             return read_rollouts(path)
         rollouts = self._generate(f"wave-{step.index}", prompts, samples=self.samples)
-        self.behind.later(partial(self._keep, str(step), path, rollouts))
+        self.journal.check()  # it took long: another driver may own the run by now
+        self.writer.later(partial(self._keep, str(step), path, rollouts))
         return rollouts
 
     def _keep(self, key: str, path: Path, rollouts: Sequence[Rollout]) -> None:
-        self.journal.check()  # it took long: another driver may own the file by now
+        self.journal.check()
         self.journal.append("rollouts", key, {"sha256": write_rollouts(path, rollouts)})
 
 
@@ -84,23 +84,24 @@ class RecordedCritic:
         write: Callable[..., Critiques],
         journal: Journal,
         folder: Path,
-        behind: AtOnce = AT_ONCE,
+        writer: Writer = AT_ONCE,
     ) -> None:
-        self._write, self.journal, self.folder, self.behind = write, journal, folder, behind
+        self._write, self.journal, self.folder, self.writer = write, journal, folder, writer
 
     def write(self, step: Step, choices: Choices, rollouts: Sequence[Rollout]) -> Critiques:
         """Raises BadData when a recorded file is not what was recorded."""
         path = self.folder / f"{step}-critiques.json"
         known = self.journal.find("critiques", str(step))
         if known and np.array_equal(decode_array(known["asked"]), choices.asked):
-            self.behind.settle()
             if not path.is_file() or sha256_of(path) != known["sha256"]:
                 raise BadData(f"{path} is missing or changed since; restore it from a copy")
             return Critiques(**json.loads(read_bytes(path)), seconds=0.0)
+        self.writer.settle()  # a push would find files that grow while they are sent
         critiques = self._write(step, choices, rollouts)
+        self.journal.check()
         if not critiques.outcomes:  # nobody reads any: nothing to remember
             return critiques
-        self.behind.later(partial(self._keep, str(step), path, choices, critiques))
+        self.writer.later(partial(self._keep, str(step), path, choices, critiques))
         return critiques
 
     def _keep(self, key: str, path: Path, choices: Choices, critiques: Critiques) -> None:
@@ -116,9 +117,9 @@ class RecordedJudges:
     """Scores, remembered per step."""
 
     def __init__(
-        self, score: Callable[..., Scores], journal: Journal, behind: AtOnce = AT_ONCE
+        self, score: Callable[..., Scores], journal: Journal, writer: Writer = AT_ONCE
     ) -> None:
-        self._score, self.journal, self.behind = score, journal, behind
+        self._score, self.journal, self.writer = score, journal, writer
 
     def score(
         self, step: Step, choices: Choices, rollouts: Sequence[Rollout], critiques: Critiques
@@ -141,7 +142,7 @@ class RecordedJudges:
                 for name, cost in scores.costs.items()
             },
         }
-        self.behind.later(partial(self.journal.append, "scores", str(step), body))
+        self.writer.later(partial(self.journal.append, "scores", str(step), body))
         return scores
 
 
@@ -154,10 +155,10 @@ class RecordedRefresher:
         adopt: Callable[[list[Refreshed]], None],
         journal: Journal,
         show: Callable[[list[Refreshed]], None],
-        behind: AtOnce = AT_ONCE,
+        writer: Writer = AT_ONCE,
     ) -> None:
         self._refresh, self._adopt = refresh, adopt
-        self.journal, self.show, self.behind = journal, show, behind
+        self.journal, self.show, self.writer = journal, show, writer
 
     def refresh(self, round: int) -> list[Refreshed]:
         """What became of the judges; those that were promoted are in use afterwards."""
@@ -165,7 +166,7 @@ class RecordedRefresher:
         if changed is None:
             changed = self._refresh(round)
             body = {"judges": [_refresh_body(one) for one in changed]}
-            self.behind.later(partial(self.journal.append, "refresh", f"r{round:03d}", body))
+            self.writer.later(partial(self.journal.append, "refresh", f"r{round:03d}", body))
         else:
             self._adopt(changed)
         self.show(changed)
@@ -184,16 +185,16 @@ class RecordedEvaluator:
     """Held-out accuracies, remembered per round."""
 
     def __init__(
-        self, measure: Callable[[int], Evaluation], journal: Journal, behind: AtOnce = AT_ONCE
+        self, measure: Callable[[int], Evaluation], journal: Journal, writer: Writer = AT_ONCE
     ) -> None:
-        self._measure, self.journal, self.behind = measure, journal, behind
+        self._measure, self.journal, self.writer = measure, journal, writer
 
     def measure(self, round: int) -> Evaluation:
         if known := self.journal.find("evaluation", str(round)):
             return Evaluation(round, _accuracy(known["sampled"]), _accuracy(known["greedy"]))
         evaluation = self._measure(round)
         row = evaluation_row(evaluation)
-        self.behind.later(partial(self.journal.append, "evaluation", str(round), row))
+        self.writer.later(partial(self.journal.append, "evaluation", str(round), row))
         return evaluation
 
 
@@ -201,17 +202,17 @@ class SettledLearner:
     """The policy, training only once all that came before is kept: a checkpoint of its weights may
     still be under way."""
 
-    def __init__(self, learner: Any, behind: AtOnce) -> None:
-        self._learner, self.behind = learner, behind
+    def __init__(self, learner: Any, writer: Writer) -> None:
+        self._learner, self.writer = learner, writer
 
     def begin_round(self) -> None:
         """Raises what could not be kept."""
-        self.behind.settle()
+        self.writer.settle()
         self._learner.begin_round()
 
     def update(self, step: Step, pairs: Sequence[Pair]) -> UpdateReport:
         """Raises what could not be kept."""
-        self.behind.settle()
+        self.writer.settle()
         report: UpdateReport = self._learner.update(step, pairs)
         return report
 

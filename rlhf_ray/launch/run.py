@@ -15,7 +15,6 @@ from rlhf_ray.config.schema import Recipe
 from rlhf_ray.console import View
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.driver import Driver, steps
-from rlhf_ray.durable.behind import Behind, behind
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.fsio import fsync_tree
@@ -32,6 +31,7 @@ from rlhf_ray.durable.recorded import (
     replay,
     resume_point,
 )
+from rlhf_ray.durable.writer import Beside, beside
 from rlhf_ray.errors import LearnersLost
 from rlhf_ray.evaluation import HeldOut
 from rlhf_ray.launch.models import Models
@@ -105,15 +105,15 @@ def _trained(models: Models, folder: RunFolder) -> list[Row]:
     models.start()
     with (
         closing(Journal(folder.path / "journal", folder.attempt.check)) as journal,
-        behind() as later,
+        beside(models.view.say) as writer,
     ):
-        rows = train(models, folder.path, journal, later)
+        rows = train(models, folder.path, journal, writer)
     trust = models.recipe.policy.trust_remote_code
     models.learners.export(folder.path / "final", models.start_policy, trust_remote_code=trust)
     return rows
 
 
-def train(models: Models, folder: Path, journal: Journal, later: Behind) -> list[Row]:
+def train(models: Models, folder: Path, journal: Journal, writer: Beside) -> list[Row]:
     """The rounds, from wherever the run folder says they stand; all rows of metrics."""
     recipe, task, view = models.recipe, models.task, models.view
     checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoints.keep, journal.check)
@@ -145,7 +145,7 @@ def train(models: Models, folder: Path, journal: Journal, later: Behind) -> list
         loop=recipe.loop,
         done=done,
         push=models.store.push,
-        behind=later,
+        writer=writer,
     )
     for row in judge_rows(models, record.judges()):
         record.add(row)
@@ -159,17 +159,17 @@ def train(models: Models, folder: Path, journal: Journal, later: Behind) -> list
             recipe.rollouts.responses,
             journal,
             folder / "rollouts",
-            later,
+            writer,
         ),
         selector=clock.timed(selector, "choose"),
         refresher=clock.timed(refresher(models, folder, journal, record, refreshed), "refresh"),
         critic=RecordedCritic(
-            clock.timed(models.critic, "critique").write, journal, folder / "rollouts", later
+            clock.timed(models.critic, "critique").write, journal, folder / "rollouts", writer
         ),
-        judges=RecordedJudges(clock.timed(models.judges, "score").score, journal, later),
-        learner=SettledLearner(clock.timed(models.learners, "update"), later),
+        judges=RecordedJudges(clock.timed(models.judges, "score").score, journal, writer),
+        learner=SettledLearner(clock.timed(models.learners, "update"), writer),
         delivery=clock.timed(delivery, "sync"),
-        evaluator=evaluator(models, journal, later),
+        evaluator=evaluator(models, journal, writer),
         record=record,
         loop=recipe.loop,
         pairs=recipe.pairs,
@@ -177,12 +177,12 @@ def train(models: Models, folder: Path, journal: Journal, later: Behind) -> list
     return record.rows
 
 
-def evaluator(models: Models, journal: Journal, later: Behind) -> RecordedEvaluator:
+def evaluator(models: Models, journal: Journal, writer: Beside) -> RecordedEvaluator:
     """Who measures the policy between rounds."""
     settings = models.recipe.evaluate
     held_out = models.task.held_out(settings.prompts)
     measure = HeldOut(models.rollouts, held_out, settings.samples).measure
-    return RecordedEvaluator(measure, journal, later)
+    return RecordedEvaluator(measure, journal, writer)
 
 
 class NoRefresh:
@@ -202,7 +202,7 @@ def refresher(
     pool, generate = models.judges, models.rollouts.generate
     own = Refresher(models.recipe, models.maker, pool, generate, folder)
     own.adopt(before)
-    return RecordedRefresher(own.refresh, own.adopt, journal, record.refreshed, record.behind)
+    return RecordedRefresher(own.refresh, own.adopt, journal, record.refreshed, record.writer)
 
 
 def judge_rows(models: Models, known: Sequence[str]) -> Iterator[Row]:
