@@ -149,7 +149,6 @@ def beside(say: Say = lambda line: None) -> Iterator[Beside]:
     writer = Beside()
     try:
         yield writer
-        writer.settle()
     except Exception as error:
         if writer.busy:
             say(f"{error}\n  the run ends when what was done before is kept")

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from recipes import recipe_with
@@ -21,9 +24,9 @@ from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.record import RunRecord
-from rlhf_ray.durable.recorded import RecordedPolicy
+from rlhf_ray.durable.recorded import RecordedCritic, RecordedPolicy
 from rlhf_ray.errors import BadData, RecipeError, StorageFailed
-from rlhf_ray.messages import Step
+from rlhf_ray.messages import Critiques, Step
 from rlhf_ray.metrics import Clock
 
 HOLDER = """
@@ -195,6 +198,23 @@ def test_what_took_long_is_not_put_over_what_the_new_owner_wrote(tmp_path: Path)
     with pytest.raises(TakenOver):
         RecordedPolicy(generate, 4, journal, tmp_path).generate(Step(0, 0, 0), [])
     assert theirs.read_bytes() == b"theirs"
+
+
+def test_who_was_taken_over_goes_no_further_however_far_the_writer_is(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", Attempt(tmp_path).check)
+    writer: Any = SimpleNamespace(later=lambda work: None, settle=lambda: None)
+    critiques = Critiques([["good"]], {"ok": 1}, 1, 0.0)
+
+    def taken_over(answer: Any) -> Callable[..., Any]:
+        return lambda *asked, **options: (Attempt(tmp_path), answer)[1]
+
+    step, choices = Step(0, 0, 0), SimpleNamespace(asked=np.ones((1, 1), np.bool_))
+    policy = RecordedPolicy(taken_over([]), 4, journal, tmp_path, writer)
+    critic = RecordedCritic(taken_over(critiques), journal, tmp_path, writer)
+    with pytest.raises(TakenOver):
+        policy.generate(step, [])
+    with pytest.raises(TakenOver):
+        critic.write(step, choices, [])  # type: ignore[arg-type]
 
 
 def test_metrics_of_a_driver_that_was_taken_over_are_not_added(tmp_path: Path) -> None:

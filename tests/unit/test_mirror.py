@@ -53,6 +53,23 @@ def test_what_was_not_pushed_is_known_on_this_machine_alone(url: str, tmp_path: 
     assert not (tmp_path / "a" / "checkpoints" / "step-000002").exists()
 
 
+def test_who_is_stopped_while_a_thread_pushes_does_not_write_the_next_head_beside_it(
+    url: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    driver = begin(url, tmp_path / "a")
+    driver.say = said.append
+    write(tmp_path, {"a/x": "1"})
+    driver.push()
+    with driver._lock:  # as a push has it
+        driver.let_go()
+    assert not newest(Objects(url)).ended  # type: ignore[union-attr]
+    assert "will listen" in said[0]
+    driver.let_go()
+    assert newest(Objects(url)).ended  # type: ignore[union-attr]
+    assert len(said) == 1
+
+
 def test_a_folder_that_was_cleared_is_fetched_again(url: str, tmp_path: Path) -> None:
     driver = begin(url, tmp_path / "a")
     write(tmp_path, {"a/journal/000001.jsonl": "one\n", "a/x": "1"})

@@ -113,6 +113,19 @@ def test_what_fails_is_raised_where_the_run_next_looks_and_nothing_after_it_is_b
     assert done == []
 
 
+def test_what_waits_behind_a_failure_is_not_begun(held: Held) -> None:
+    done: list[str] = []
+    writer = Beside()
+    held.under_way(writer)
+    writer.later(full)
+    writer.later(lambda: done.append("after"))
+    held.goes_on.set()
+    with pytest.raises(StorageFailed, match="full"):
+        writer.settle()
+    assert writer.close(SOON_S)
+    assert done == []
+
+
 def test_a_failure_in_the_last_moment_is_not_lost() -> None:
     with pytest.raises(StorageFailed, match="full"), beside() as writer:
         writer.later(full)
