@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_ray.durable import fsio
 from rlhf_ray.durable.attempts import Owner, TakenOver
-from rlhf_ray.durable.head import Head, Kept, Piece, head_key, newest, numbered
+from rlhf_ray.durable.changes import Stat, changes
+from rlhf_ray.durable.head import Head, head_key, newest, numbered
 from rlhf_ray.durable.objects import Objects
-from rlhf_ray.durable.pull import MARK, pull, tree
+from rlhf_ray.durable.pull import MARK, pull
 from rlhf_ray.errors import BadData, RecipeError, StorageFailed
 
 Say = Callable[[str], None]
@@ -30,8 +30,6 @@ SILENT_S = 3 * BEAT_S
 LAST_S = 1.0
 """Longest wait for an answer of a driver that is asked to stop."""
 FILES, BEATS = "files", "beats"
-MOST_PIECES = 64
-"""A file of more objects than this is written anew."""
 LOOKS = 3
 """Files that somebody changes while they are pushed are looked at so often."""
 
@@ -44,7 +42,7 @@ class Mirror:
         self.head: Head | None = None
         self.whole = False
         """Whether the folder holds a state of the run, and what was done since."""
-        self._seen: dict[str, _Stat] = {}
+        self._seen: dict[str, Stat] = {}
         self._unneeded: list[str] = []
         self._lock, self._count = threading.Lock(), 0
         self._beat: _Beat | None = None
@@ -107,7 +105,8 @@ class Mirror:
     def _push(self, *, ended: bool) -> None:
         assert self.head is not None, "not taken"
         for _ in range(LOOKS):
-            found = self._changes(self.head)
+            self._count += 1
+            found = changes(self.folder, self.head, self._seen, key=self._key)
             if found.files == self.head.files and not ended:
                 self._check(self.head)
                 self._seen = found.seen
@@ -117,7 +116,7 @@ class Mirror:
             except FileNotFoundError:
                 continue  # somebody has deleted one meanwhile
             self.objects.write(found.tails)
-            if all(_Stat.of(self.folder / name) == found.seen[name] for name in found.sent):
+            if all(Stat.of(self.folder / name) == found.seen[name] for name in found.sent):
                 self._commit(self.head, self.head.after(found.files, ended=ended))
                 self._seen = found.seen
                 return
@@ -126,24 +125,10 @@ class Mirror:
             "else writes there, then start the same command again"
         )
 
-    def _changes(self, head: Head) -> "_Changes":
-        found, self._count = _Changes(), self._count + 1
-        for name, path in tree(self.folder).items():
-            seen, known = _Stat.of(path), head.files.get(name)
-            if seen is None:
-                continue
-            found.seen[name] = seen
-            if known is not None and seen == self._seen.get(name):
-                found.files[name] = known
-                continue
-            key = f"{FILES}/{head.attempt:06d}/{name}@{self._count:09d}"
-            found.files[name], tail = _described(path, seen.size, known, key)
-            if tail is None:
-                found.wholes[key] = path
-            elif tail:
-                found.tails[key] = tail
-            found.sent.append(name)
-        return found
+    def _key(self, name: str) -> str:
+        """Of the object that this push puts a file into."""
+        assert self.head is not None
+        return f"{FILES}/{self.head.attempt:06d}/{name}@{self._count:09d}"
 
     def _check(self, head: Head) -> list[int]:
         """Numbers of the heads there are. Raises TakenOver where `head` is not the newest."""
@@ -176,7 +161,7 @@ class Mirror:
         somebody has cleared it away. Checkpoints go with time, the journal never does."""
         known = self._mark.is_file() and fsio.read_bytes(self._mark) == _mark_of(head)
         return known and all(
-            (seen := _Stat.of(self.folder / name)) is not None and seen.size >= kept.size
+            (seen := Stat.of(self.folder / name)) is not None and seen.size >= kept.size
             for name, kept in head.files.items()
             if name.startswith("journal/")
         )
@@ -216,50 +201,6 @@ def mirrored(url: str, folder: Path, *, takeover: bool, say: Say) -> Iterator[Mi
         raise
     finally:
         mirror.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    """A file as it was when it was looked at."""
-
-    size: int
-    changed_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> "_Stat | None":
-        """None for a file that is gone."""
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            return None
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
-
-
-@dataclass(slots=True)
-class _Changes:
-    """A run folder at one moment, and what of it is not behind the URL yet."""
-
-    files: dict[str, Kept] = field(default_factory=dict)
-    seen: dict[str, _Stat] = field(default_factory=dict)
-    wholes: dict[str, Path] = field(default_factory=dict)
-    tails: dict[str, bytes] = field(default_factory=dict)
-    sent: list[str] = field(default_factory=list)
-
-
-def _described(path: Path, size: int, known: Kept | None, key: str) -> tuple[Kept, bytes | None]:
-    """A file as it is now, and what of it is not behind the URL yet: its end, or None for all."""
-    if (
-        known is not None
-        and size >= known.size
-        and len(known.pieces) < MOST_PIECES
-        and fsio.sha256_of(path, first=known.size) == known.sha256
-    ):
-        tail = fsio.read_bytes(path, start=known.size)
-        if not tail:
-            return known, b""
-        return Kept(fsio.sha256_of(path), (*known.pieces, Piece(key, len(tail)))), tail
-    return Kept(fsio.sha256_of(path), (Piece(key, size),)), None
 
 
 def _begun(objects: Objects, before: Head | None) -> Head:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mirrors import begin, content, head_of, silent, write
 
-from rlhf_ray.durable import mirror
+from rlhf_ray.durable import changes, mirror
 from rlhf_ray.durable import objects as objects_module
 from rlhf_ray.durable.attempts import Owner
 from rlhf_ray.durable.head import Head, Kept, Piece, newest
@@ -123,7 +123,7 @@ def test_a_new_driver_finds_what_was_pushed_last_whatever_was_done(
 ) -> None:
     url, top = f"memory://runs/{uuid.uuid4().hex}", tmp_path_factory.mktemp("drivers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mirror, "MOST_PIECES", most)
+        patch.setattr(changes, "MOST_PIECES", most)
         driver, pushed, count = begin(url, top / "0"), dict[str, bytes](), 0
         for act, *told in [*acts, ("crash",)]:
             path = driver.folder / told[0] if told else driver.folder
