@@ -27,6 +27,8 @@ _REMEDIES = {
     errno.ENOENT: "do not move or delete the run folder while it is in use",
 }
 _PIECE = 1 << 20  # bytes read at a time
+CLOSE_S = 0.5
+"""A file that is still written to after this is left open; the process is about to end."""
 
 
 class Disk:
@@ -195,10 +197,12 @@ class LineFile:
         self._in_doubt = False
 
     def close(self) -> None:
-        with self._turn:
+        # An append may be under way in another thread; a disk that hangs is not waited for.
+        if self._turn.acquire(timeout=CLOSE_S):
             if not self._closed:
                 os.close(self._fd)
             self._closed = True
+            self._turn.release()
 
 
 def open_private(path: Path) -> int:
