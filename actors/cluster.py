@@ -36,6 +36,8 @@ def cluster(cpus_wanted: float, timeout_s: float) -> Iterator[str]:
             "_system_config": {"prestart_worker_first_driver": False},
         }
     )
+    # Before Ray: a driver may be killed while that starts.
+    watcher, stopped = None if address else watched(), False
     try:
         context = ray.init(
             address or "local",
@@ -45,11 +47,12 @@ def cluster(cpus_wanted: float, timeout_s: float) -> Iterator[str]:
             **options,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if watcher is not None:
+            watcher.kill()
         raise ClusterUnavailable(
             f"no Ray cluster at {address or 'this machine'}: {error}; is it up, and does "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token hold its token?"
         ) from error
-    watcher, stopped = None if address else watched(), False
     try:
         yield address or f"this machine ({context.address_info['session_dir']})"
     except KeyboardInterrupt:

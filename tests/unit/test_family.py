@@ -23,8 +23,11 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("group", [False, True])
-def test_nothing_outlives_a_driver_that_is_killed(group: bool) -> None:
+@pytest.mark.parametrize(
+    ("group", "looked_s"), [(False, 3.0), (True, 3.0), (False, 0.0)],
+    ids=["alone", "with its group", "before the watcher has looked"],
+)  # fmt: skip
+def test_nothing_outlives_a_driver_that_is_killed(group: bool, looked_s: float) -> None:
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER], cwd=ROOT, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -35,7 +38,7 @@ def test_nothing_outlives_a_driver_that_is_killed(group: bool) -> None:
         pids = [int(word) for _ in range(2) for word in driver.stdout.readline().split()]
         family = [psutil.Process(pid) for pid in pids]
         assert len(family) == 3
-        time.sleep(3.0)  # the watcher has looked
+        time.sleep(looked_s)
         os.killpg(driver.pid, signal.SIGKILL) if group else driver.kill()
         driver.wait(timeout=30)
         _, alive = psutil.wait_procs(family, timeout=30)
