@@ -119,6 +119,7 @@ class Delivery:
     ) -> None:
         self.learners, self.rollouts, self.tolerance = learners, rollouts, tolerance
         self.timeout_s, self.delivered, self.difference = timeout_s, -1, 0.0
+        self._sent: dict[Any, int] = {}
         client = WorkerClient(tensor_parallel, timeout_s)
         learners.open_sender(backend, client, probes, chunk_bytes=settings.chunk_mib * 2**20)
 
@@ -137,18 +138,22 @@ class Delivery:
 
     def send(self, workers: Mapping[int, Any], delivery: int) -> Sequence[Any]:
         """References, one per rank, that `arrived` reads."""
-        return self.learners.deliver(workers, self.version, delivery)
+        refs = self.learners.deliver(workers, self.version, delivery)
+        self._sent |= dict.fromkeys(refs, self.version)
+        return refs
 
     def arrived(self, ref: Any) -> Mapping[int, str | None]:
         """What became of each worker; {} from ranks that do not talk to them."""
         found: Arrived = self.learners.delivered(ref)
+        version = self._sent.pop(ref)
         for number, difference in found.items():
             if isinstance(difference, str):
                 continue
             if not difference <= self.tolerance:  # NaN is a mismatch too
                 who = f"rollout worker {number}"
-                raise WeightSyncMismatch(who, self.version, difference, self.tolerance)
-            self.difference = max(self.difference, difference)
+                raise WeightSyncMismatch(who, version, difference, self.tolerance)
+            if version == self.version:  # not where a worker that came late had the one before
+                self.difference = max(self.difference, difference)
         return {number: one if isinstance(one, str) else None for number, one in found.items()}
 
     def overdue(self, seconds: float) -> RlhfRayError | None:
