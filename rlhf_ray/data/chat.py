@@ -14,6 +14,8 @@ from typing import Any
 from rlhf_ray.errors import BadData
 
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+KNOWN = 4096
+"""Prompts whose tokens are remembered: each is read again with every response to it."""
 TODAY = datetime(2024, 7, 26)
 """What Llama's templates take for today where nobody tells them."""
 
@@ -32,6 +34,7 @@ class Chat:
         if end is None:
             raise BadData(f"tokenizer of '{name}' has no end token; set eos_token in its config")
         self._plain = Plain(tokenizer)
+        self._known: dict[str, tuple[int, ...]] = {}
         # Lengths are checked where they matter; the library would warn into the middle of a log.
         tokenizer.deprecation_warnings[TOO_LONG] = True
         self.end_id: int = end
@@ -64,6 +67,13 @@ class Chat:
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Tokens up to where the response begins."""
+        if text not in self._known:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[text] = self._prompt_ids(text)
+        return self._known[text]
+
+    def _prompt_ids(self, text: str) -> tuple[int, ...]:
         if self.tokenizer.chat_template:
             ids = self._applied([text], add_generation_prompt=True, return_dict=False)
         else:

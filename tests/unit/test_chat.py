@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_ray.config.schema import Scratch
+from rlhf_ray.data import chat as chat_module
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.training.scratch import make_tokenizer
 
@@ -124,3 +125,21 @@ def test_what_is_rendered_is_what_is_read() -> None:
         (chat.exchange_ids("ab=", FORGED), chat.rendered("ab=", FORGED)),
     ):
         assert tuple(TURNED(shown, add_special_tokens=False)["input_ids"]) == ids
+
+
+def test_a_prompt_is_read_once_for_all_responses_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_module, "KNOWN", 2)
+    chat, read = Chat(PLAIN, "x"), list[str]()
+    plain = chat._plain
+    monkeypatch.setattr(chat, "_plain", lambda text: (read.append(text), plain(text))[1])
+    apart = [chat.exchange_ids(prompt, response) for prompt in "ab" for response in "rst"]
+    assert sorted(read) == ["a", "b", *"rrsstt"]
+    for prompt in "abcdef":
+        chat.prompt_ids(prompt)
+    assert len(chat._known) <= 2, "not all prompts of a run are kept"
+    fresh = Chat(PLAIN, "x")
+    assert apart == [
+        fresh.prompt_ids(prompt) + fresh.response_ids(response)
+        for prompt in "ab"
+        for response in "rst"
+    ]
