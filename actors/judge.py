@@ -28,6 +28,9 @@ from rlhf_ray.messages import (
 )
 from rlhf_ray.scheduling.events import Key
 
+PAIRS = 256
+"""Of one ask. As many however many replicas there are: a batch of others may round otherwise."""
+
 
 class JudgeActor:
     """Holds some judges of the pool; every line of thinking is in `rlhf_ray.rewards`."""
@@ -274,8 +277,7 @@ class Judges:
 
     def margins(self, name: str, pairs: Sequence[Preference]) -> Floats:
         """[N] how far a judge prefers the chosen response of each pair; NaN: too long for it."""
-        size = -(-len(pairs) // len(self.homes[name]))
-        parts = [pairs[at : at + size] for at in range(0, len(pairs), size)]
+        parts = [pairs[at : at + PAIRS] for at in range(0, len(pairs), PAIRS)]
         asks = [Ask("margins", name, (part,)) for part in parts]
         return np.concatenate(self._answers({name: asks})[name])
 

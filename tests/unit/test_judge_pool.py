@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from actors.judge import merged, places
+from actors import judge
+from actors.judge import Ask, Judges, merged, places
 from rlhf_ray.config.judges import BradleyTerryJudge, Judge, RuleJudge
 from rlhf_ray.errors import BadData
-from rlhf_ray.messages import Judgement
+from rlhf_ray.messages import Judgement, Preference
 from rlhf_ray.rewards.shelf import Shelf, weights_bytes
 
 LENGTH = RuleJudge(rule="length")
@@ -125,3 +127,25 @@ def test_the_cost_of_chunks_is_their_sum_and_measures_their_mean() -> None:
     assert (found.forwards, found.tokens, found.seconds) == (9, 90, 1.0)
     assert found.failures == {"refused": 1, "timeout": 3}
     assert found.measures == {"mass": pytest.approx((2 * 0.5 + 0.8) / 3)}
+
+
+def test_pairs_are_cut_alike_however_many_replicas_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch of another size may round otherwise."""
+    pairs = [Preference(str(number), "", "", "", "") for number in range(5)]
+    cuts = []
+    for homes in ([0], [0, 1, 2]):
+        ours = Judges.__new__(Judges)
+        ours.homes = {"a": homes}
+        asked: list[Ask] = []
+
+        def answers(asks: dict[str, list[Ask]], asked: list[Ask] = asked) -> dict[str, Any]:
+            asked += asks["a"]
+            return {"a": [np.array([float(p.id) for p in ask.arguments[0]]) for ask in asks["a"]]}
+
+        monkeypatch.setattr(ours, "_answers", answers)
+        monkeypatch.setattr(judge, "PAIRS", 2)
+        assert ours.margins("a", pairs).tolist() == [0, 1, 2, 3, 4]
+        cuts.append([len(ask.arguments[0]) for ask in asked])
+    assert cuts == [[2, 2, 1]] * 2
