@@ -10,6 +10,8 @@ from rlhf_ray.durable.pull import tree
 
 MOST_PIECES = 64
 """A file of more objects than this is written anew."""
+GROWING = "critiques/"
+"""Files that are appended to while a run is pushed; what they held at first is what is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,10 @@ class Changes:
     tails: dict[str, bytes] = field(default_factory=dict)
     sent: list[str] = field(default_factory=list)
 
+    def stand(self, folder: Path) -> bool:
+        """Whether what was sent is still there as it was."""
+        return all(_stands(name, self.seen[name], Stat.of(folder / name)) for name in self.sent)
+
 
 def changes(
     folder: Path, head: Head, known: Mapping[str, Stat], *, key: Callable[[str], str]
@@ -55,7 +61,7 @@ def changes(
         if kept is not None and seen == known.get(name):
             found.files[name] = kept
             continue
-        found.files[name], tail = _described(path, seen.size, kept, key(name))
+        found.files[name], tail = _described(name, path, seen.size, kept, key(name))
         if tail is None:
             found.wholes[key(name)] = path
         elif tail:
@@ -64,16 +70,26 @@ def changes(
     return found
 
 
-def _described(path: Path, size: int, known: Kept | None, key: str) -> tuple[Kept, bytes | None]:
-    """A file as it is now, and what of it is not behind the URL yet: its end, or None for all."""
+def _stands(name: str, seen: Stat, now: Stat | None) -> bool:
+    if now is not None and name.startswith(GROWING):
+        return now.inode == seen.inode and now.size >= seen.size
+    return now == seen
+
+
+def _described(
+    name: str, path: Path, size: int, known: Kept | None, key: str
+) -> tuple[Kept, bytes | None]:
+    """The first `size` bytes of a file, and what of them is not behind the URL yet: their end, or
+    None for the whole file."""
     if (
         known is not None
         and size >= known.size
         and len(known.pieces) < MOST_PIECES
         and fsio.sha256_of(path, first=known.size) == known.sha256
     ):
-        tail = fsio.read_bytes(path, start=known.size)
+        tail = fsio.read_bytes(path, start=known.size)[: size - known.size]
         if not tail:
             return known, b""
-        return Kept(fsio.sha256_of(path), (*known.pieces, Piece(key, len(tail)))), tail
-    return Kept(fsio.sha256_of(path), (Piece(key, size),)), None
+        return Kept(fsio.sha256_of(path, first=size), (*known.pieces, Piece(key, len(tail)))), tail
+    kept = Kept(fsio.sha256_of(path, first=size), (Piece(key, size),))
+    return kept, fsio.read_bytes(path)[:size] if name.startswith(GROWING) else None

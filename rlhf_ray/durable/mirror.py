@@ -116,7 +116,7 @@ class Mirror:
             except FileNotFoundError:
                 continue  # somebody has deleted one meanwhile
             self.objects.write(found.tails)
-            if all(Stat.of(self.folder / name) == found.seen[name] for name in found.sent):
+            if found.stand(self.folder):
                 self._commit(self.head, self.head.after(found.files, ended=ended))
                 self._seen = found.seen
                 return

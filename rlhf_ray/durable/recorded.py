@@ -96,7 +96,6 @@ class RecordedCritic:
             if not path.is_file() or sha256_of(path) != known["sha256"]:
                 raise BadData(f"{path} is missing or changed since; restore it from a copy")
             return Critiques(**json.loads(read_bytes(path)), seconds=0.0)
-        self.writer.settle()  # a push would find files that grow while they are sent
         critiques = self._write(step, choices, rollouts)
         self.journal.check()
         if not critiques.outcomes:  # nobody reads any: nothing to remember

@@ -311,6 +311,42 @@ def test_a_file_that_changes_while_it_is_sent_is_looked_at_again(
     assert len(set(keys)) == len(keys)
 
 
+def test_critiques_that_are_added_while_a_run_is_pushed_are_in_the_next_push(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, name = begin(url, tmp_path / "a"), "critiques/000001.jsonl"
+    write(tmp_path, {f"a/{name}": "one\n"})
+    put = Objects.write
+
+    def meanwhile(self: Objects, pieces: Any, **options: Any) -> None:
+        put(self, pieces, **options)
+        with (tmp_path / "a" / name).open("a") as file:
+            file.write("more\n")
+
+    monkeypatch.setattr(Objects, "write", meanwhile)
+    for known in ("one\n", "one\nmore\n", "one\nmore\nmore\n"):  # the first as a whole
+        driver.push()
+        fetch(url, tmp_path / f"{len(known)}")
+        assert (tmp_path / f"{len(known)}" / name).read_text() == known
+
+
+def test_critiques_that_are_replaced_while_a_run_is_pushed_are_not_mixed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, path = begin(url, tmp_path / "a"), tmp_path / "a" / "critiques" / "000001.jsonl"
+    write(tmp_path, {"a/critiques/000001.jsonl": "one\n"})
+    put = Objects.write
+
+    def meanwhile(self: Objects, pieces: Any, **options: Any) -> None:
+        put(self, pieces, **options)
+        path.with_name("other").write_text("others, and more\n")
+        path.with_name("other").replace(path)
+
+    monkeypatch.setattr(Objects, "write", meanwhile)
+    with pytest.raises(StorageFailed, match="was changed whenever it was pushed"):
+        driver.push()
+
+
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a//b", "a/../b", "", "."])
 def test_a_head_cannot_name_files_outside_the_folder(name: str, url: str, tmp_path: Path) -> None:
     objects = Objects(url)

@@ -5,14 +5,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import fakes
-import numpy as np
 import pytest
 import toy_runs
 
@@ -23,11 +21,9 @@ from rlhf_ray.driver import steps
 from rlhf_ray.durable import writer as module
 from rlhf_ray.durable.attempts import TakenOver
 from rlhf_ray.durable.fsio import LineFile
-from rlhf_ray.durable.journal import Journal
-from rlhf_ray.durable.recorded import RecordedCritic, SettledLearner
+from rlhf_ray.durable.recorded import SettledLearner
 from rlhf_ray.durable.writer import Beside, beside
 from rlhf_ray.errors import JudgeFailed, LearnersLost, StorageFailed
-from rlhf_ray.messages import Choices, Critiques
 
 STEP = next(steps(toy_runs.TWO_WAVES, 0))
 SOON_S = 30.0
@@ -284,23 +280,6 @@ def test_a_row_tells_how_long_the_run_has_waited_for_what_came_before_to_be_kept
     assert first["record_s"] is None
     for row in (second, third):
         assert 0.09 < row["record_s"] < row["wall_s"] < SOON_S
-
-
-def test_critiques_are_written_when_nothing_is_pushed(tmp_path: Path) -> None:
-    """The cache of critiques grows meanwhile, and a push wants files that stand still."""
-    diary: list[str] = []
-    choices = Choices(np.zeros((0, 2), np.float32), np.zeros((0, 1), np.bool_), ("a",), np.zeros(0))
-
-    def write(*_: Any) -> Critiques:
-        diary.append("written")
-        return Critiques([], {}, 0, 0.0)
-
-    with closing(Journal(tmp_path)) as journal, beside() as writer:
-        critic = RecordedCritic(write, journal, tmp_path, writer)
-        writer.later(partial(time.sleep, 0.02))
-        writer.later(lambda: diary.append("pushed"))
-        critic.write(STEP, choices, [])
-    assert diary == ["pushed", "written"]
 
 
 @pytest.fixture
