@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import ROOT, Bench, Check
-from driver_trials import double_driver, kill_driver, stop_driver, take_over
+from driver_trials import double_driver, kill_driver, kill_starting, stop_driver, take_over
 from node_trials import kill_head, kill_raylet
 from worker_trials import kill_learners, kill_workers, scale_run, suspend_workers
 
@@ -34,6 +34,7 @@ class Kind:
 
 KINDS = {
     "kill": Kind(20, kill_driver),
+    "start": Kind(7, kill_starting),
     "stop": Kind(10, stop_driver),
     "double": Kind(25, double_driver),
     "takeover": Kind(25, take_over),

@@ -28,6 +28,9 @@ REFUSED = "R15 a second driver is refused, and told why"
 EVICTED = "R15 --takeover ends the first, which says who took over"
 ONE_WRITER = "R15 two drivers were started: one wrote, and it ends alike"
 
+GONE_EARLY = "R13 no process of ours 30 s after a kill while Ray was starting"
+START_S = 10.0
+"""Ray takes about so long to start, with all imports before it."""
 STOP_S = 2.5
 REFUSED_CODE, STOPPED_CODE = 78, 75
 ELSEWHERE = ("unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh")
@@ -55,6 +58,19 @@ def kill_driver(bench: Bench, seed: int, run: Path) -> list[Check]:
         return []
     bench.finish(run, fresh=fresh)
     return [*checks, bench.same_end(run, KILLED, times=len(checks))]
+
+
+def kill_starting(bench: Bench, seed: int, run: Path) -> list[Check]:
+    """Some kills, each while Ray starts: parts of it outlive it by a minute if nobody ends them."""
+    rng, checks = draws(seed, "start"), list[Check]()
+    for _ in range(bench.blows):
+        with bench.driver(run) as driver:
+            assert wait_for(driver, rng.uniform(1.0, START_S)), tail(run)
+            family = family_of(driver)
+            driver.kill()
+            driver.wait(timeout=60)
+        checks.append(gone(run, family, GONE_EARLY))
+    return checks
 
 
 def stop_driver(bench: Bench, seed: int, run: Path) -> list[Check]:
