@@ -46,12 +46,16 @@ def cluster(cpus_wanted: float, timeout_s: float) -> Iterator[str]:
             configure_logging=True,
             **options,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray has no class of its own for one that does not start in time
         if watcher is not None:
             watcher.kill()
+        advice = (
+            "is it up, and does RAY_AUTH_TOKEN or ~/.ray/auth_token hold its token?"
+            if address
+            else "is it busy, or short of memory or of room in /tmp? The same command tries again"
+        )
         raise ClusterUnavailable(
-            f"no Ray cluster at {address or 'this machine'}: {error}; is it up, and does "
-            "RAY_AUTH_TOKEN or ~/.ray/auth_token hold its token?"
+            f"no Ray cluster at {address or 'this machine'}: {error}; {advice}"
         ) from error
     try:
         yield address or f"this machine ({context.address_info['session_dir']})"

@@ -5,10 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psutil
 import pytest
 from conftest import ROOT
+
+import actors.cluster
+from actors.family import MARK, watched
+from rlhf_ray.errors import ClusterUnavailable
 
 DRIVER = """
 import subprocess, sys, time
@@ -49,3 +54,27 @@ def test_nothing_outlives_a_driver_that_is_killed(group: bool, looked_s: float) 
         bystander.kill()
         driver.wait(timeout=30)
         bystander.wait(timeout=30)
+
+
+def test_ray_that_does_not_start_in_time_is_told_as_that_and_nobody_stays_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watchers: list[subprocess.Popen[bytes]] = []
+
+    def late(*_: Any, **options: Any) -> None:
+        raise Exception("the node timed out during startup")  # as Ray says it
+
+    def watch() -> subprocess.Popen[bytes]:
+        watchers.append(watched())
+        return watchers[0]
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv(MARK, "none")  # put back afterwards
+    monkeypatch.setattr(actors.cluster.ray, "init", late)
+    monkeypatch.setattr(actors.cluster, "watched", watch)
+    with (
+        pytest.raises(ClusterUnavailable, match="this machine: the node timed out.*same command"),
+        actors.cluster.cluster(1.0, 1.0),
+    ):
+        raise AssertionError("it did not start")
+    assert watchers[0].wait(timeout=30) == -signal.SIGKILL
