@@ -73,7 +73,7 @@ def test_ray_that_does_not_start_in_time_is_told_as_that_and_nobody_stays_behind
     monkeypatch.setattr(actors.cluster.ray, "init", late)
     monkeypatch.setattr(actors.cluster, "watched", watch)
     with (
-        pytest.raises(ClusterUnavailable, match="this machine: the node timed out.*same command"),
+        pytest.raises(ClusterUnavailable, match=r"this machine: the node timed out.*same command"),
         actors.cluster.cluster(1.0, 1.0),
     ):
         raise AssertionError("it did not start")
