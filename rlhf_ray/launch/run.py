@@ -134,19 +134,7 @@ def train(models: Models, folder: Path, journal: Journal, writer: Beside) -> lis
         view.say(f"resuming after wave {done} from {path}")
         if moved := shape_change(path, recipe.learner):
             view.say(moved)
-    record = RunRecord(
-        folder,
-        journal,
-        checkpoints,
-        save=models.learners.save,
-        show=view.row,
-        clock=clock,
-        settings=recipe.checkpoints,
-        loop=recipe.loop,
-        done=done,
-        push=models.store.push,
-        writer=writer,
-    )
+    record = new_record(models, folder, journal, checkpoints, clock, writer, done=done)
     for row in judge_rows(models, record.judges()):
         record.add(row)
     Driver(
@@ -175,6 +163,19 @@ def train(models: Models, folder: Path, journal: Journal, writer: Beside) -> lis
         pairs=recipe.pairs,
     ).run(done)
     return record.rows
+
+
+def new_record(
+    models: Models, folder: Path, journal: Journal, checkpoints: Checkpoints, clock: Clock,
+    writer: Beside, *, done: int,
+) -> RunRecord:  # fmt: skip
+    """The record of a run, of which `done` waves are kept."""
+    recipe = models.recipe
+    return RunRecord(
+        folder, journal, checkpoints, save=models.learners.save, show=models.view.row, clock=clock,
+        settings=recipe.checkpoints, loop=recipe.loop, done=done, push=models.store.push,
+        writer=writer,
+    )  # fmt: skip
 
 
 def evaluator(models: Models, journal: Journal, writer: Beside) -> RecordedEvaluator:
