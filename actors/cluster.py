@@ -2,7 +2,9 @@
 
 import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +69,11 @@ def cluster(cpus_wanted: float, timeout_s: float) -> Iterator[str]:
             # Whoever asked may not wait for long, and everything that counts is on disk.
             end(descendants(os.getpid()))
         elif not stopped:  # nodes of another cluster end a driver's workers when it is gone
+            handler = signal.getsignal(signal.SIGTERM)
             ray.shutdown()
+            # It has put the default back, and SIGTERM would kill a run that is all but over.
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
         if watcher is not None:
             watcher.kill()
 

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from victims import descendants, strike
 
 from rlhf_ray.same_end import compare
 
+ENDING = """
+import os, signal
+from actors.cluster import cluster
+with cluster(1.0, 60.0):
+    signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
 WORKERS = {"rollouts.workers": 2, "timeouts.ping_s": 2}
 
 
@@ -91,3 +100,11 @@ def test_a_run_that_is_scaled_while_it_runs_ends_like_one_that_is_not(
     assert (run.folder / "logs" / "rollout-2.log").exists()
     assert (run.folder / "logs" / "judge-1.log").exists()
     assert [one for one in compare(tiny_run, run.folder) if not one.equal] == []
+
+
+def test_a_run_that_is_asked_to_stop_when_ray_has_ended_does_not_die_of_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], cwd=ROOT, capture_output=True, text=True, timeout=RUN_S,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split()) == (0, ["heard", "alive"]), done.stderr
