@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from mirrors import begin, content, write
 
+from rlhf_ray.durable import changes
 from rlhf_ray.durable.head import newest
 from rlhf_ray.durable.objects import Objects
 from rlhf_ray.durable.pull import fetch
@@ -93,3 +94,26 @@ def test_who_is_stopped_while_a_thread_pushes_does_not_write_the_next_head_besid
     driver.let_go()
     assert newest(Objects(url)).ended  # type: ignore[union-attr]
     assert len(said) == 1
+
+
+def test_critiques_that_are_added_while_they_are_read_do_not_spoil_what_is_sent(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, path = begin(url, tmp_path / "a"), tmp_path / "a" / "critiques" / "000001.jsonl"
+    write(tmp_path, {"a/critiques/000001.jsonl": "one\n"})
+    driver.push()
+    read = changes.fsio.read_bytes
+
+    def meanwhile(file: Path, *, start: int = 0) -> bytes:
+        if file == path:
+            with path.open("a") as grown:
+                grown.write("three\n")
+        return read(file, start=start)
+
+    with path.open("a") as file:
+        file.write("two\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(changes.fsio, "read_bytes", meanwhile)
+        driver.push()
+    fetch(url, tmp_path / "b")  # checks every hash
+    assert (tmp_path / "b" / "critiques" / "000001.jsonl").read_text() == "one\ntwo\n"
