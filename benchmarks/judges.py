@@ -86,7 +86,7 @@ def ours(options: argparse.Namespace, tokens: list[PairTokens], pad_id: int) -> 
     join(0, 1, "127.0.0.1", port, threads=options.threads, timeout_s=60)
     total = options.warm + options.steps
     trainer = scalar_trainer(
-        str(options.folder), tokens, everything(tokens), settings(options, total),
+        str(options.folder), dict(enumerate(tokens)), everything(tokens), settings(options, total),
         learner(options, options.threads), 0, 1, pad_id=pad_id, seed=SEED,
     )  # fmt: skip
     ends, losses = [], []

@@ -1,7 +1,7 @@
 """How each family of judges reads a pair, and what trains it: one value for training, voting,
 refreshing and evaluating."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -130,6 +130,10 @@ class Reading:
         """
         kept, tokens = self.fit(pairs)
         drawn = draw(kept) if draw else mixture(kept, expert(settings))
+        # A refresh reads few of them, and what is not read need not travel.
+        steps = meta[1].steps if meta else settings.steps
+        rows = drawn.drawn(steps, settings.batch_size, seed).tolist()
+        read = {row: tokens[row] for row in rows}
         shared = {
             "pad_id": self.chat.pad_id,
             "seed": seed,
@@ -138,17 +142,17 @@ class Reading:
         if self.label_ids is not None:
             assert isinstance(settings, VerdictTraining)
             assert meta is None, "MetaRM needs a score per response"
-            build = partial(verdict_trainer, self.path, tokens, drawn, settings, self.label_ids)
+            build = partial(verdict_trainer, self.path, read, drawn, settings, self.label_ids)
         else:
-            build = partial(scalar_trainer, self.path, tokens, drawn, settings)
-            shared |= {"meta": meta} | self.dropout(kept, settings)
+            build = partial(scalar_trainer, self.path, read, drawn, settings)
+            shared |= {"meta": meta} | self.dropout({row: kept[row] for row in rows}, settings)
         return partial(build, learner, **shared), len(kept)
 
-    def dropout(self, kept: Sequence[Preference], settings: JudgeTraining) -> dict[str, Any]:
-        """The same pairs without critiques, and how often they are read so."""
+    def dropout(self, pairs: Mapping[int, Preference], settings: JudgeTraining) -> dict[str, Any]:
+        """The pairs without critiques, and how often they are read so."""
         if self.without is None or not isinstance(settings, CritiquedTraining):
             return {}
-        plain = [self.without(pair) for pair in kept]
+        plain = {row: self.without(pair) for row, pair in pairs.items()}
         return {"without": plain, "dropout": settings.critique_dropout}
 
 

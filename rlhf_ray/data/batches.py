@@ -127,11 +127,19 @@ class Mixture:
 
     def rows(self, step: int, batch: int, seed: int) -> NDArray[np.int64]:
         """[batch] pair indices of training step `step`."""
+        return self._rows(step, batch, seed, times=1)
+
+    def drawn(self, steps: int, batch: int, seed: int) -> NDArray[np.int64]:
+        """Pair indices that take part in any of the first `steps` steps, ascending."""
+        return np.unique(self._rows(0, batch, seed, times=steps))
+
+    def _rows(self, step: int, batch: int, seed: int, times: int) -> NDArray[np.int64]:
+        """Of one step of `times` batches."""
         new = round(batch * self.fresh_share) if len(self.fresh) else 0
         old = batch - new
         own = round(old * self.share) if len(self.others) else old
         parts = [
-            pool[epoch_order(len(pool), size, step, seed=seed, purpose=f"judge-{name}")]
+            pool[epoch_order(len(pool), times * size, step, seed=seed, purpose=f"judge-{name}")]
             for name, pool, size in (
                 ("fresh", self.fresh, new),
                 ("expert", self.expert, own),

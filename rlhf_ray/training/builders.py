@@ -1,10 +1,12 @@
 """Recipes for trainers that travel to the learners: arguments here, models there.
 
+Pairs travel by their index in the mixture that batches are drawn from: those that are drawn at all.
+
 Each takes the rank and the world size last, so that a gang can call one partial on all its members.
 The heavy modules are imported on arrival.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def supervised_trainer(
 
 def scalar_trainer(
     path: str,
-    pairs: Sequence[PairTokens],
+    pairs: Mapping[int, PairTokens],
     mixture: Mixture,
     settings: JudgeTraining,
     learner: Learner,
@@ -64,7 +66,7 @@ def scalar_trainer(
     pad_id: int,
     seed: int,
     trust_remote_code: bool = False,
-    without: Sequence[PairTokens] = (),
+    without: Mapping[int, PairTokens] | None = None,
     dropout: float = 0.0,
     meta: Meta | None = None,
 ) -> Any:
@@ -94,7 +96,7 @@ def scalar_trainer(
 
 def verdict_trainer(
     path: str,
-    pairs: Sequence[VerdictTokens],
+    pairs: Mapping[int, VerdictTokens],
     mixture: Mixture,
     settings: VerdictTraining,
     label_ids: tuple[int, int],

@@ -7,7 +7,7 @@ responses is drawn anew each time a pair is seen.
 Letters: B pairs of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ class VerdictPairs:
 
     def __init__(
         self,
-        pairs: Sequence[VerdictTokens],
+        pairs: Mapping[int, VerdictTokens],
         mixture: Mixture,
         settings: VerdictTraining,
         *,

@@ -9,7 +9,7 @@ text; a share of the pairs is read without, so that one judge serves with and wi
 Letters: B pairs of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,13 +62,13 @@ class ScalarPairs:
 
     def __init__(
         self,
-        pairs: Sequence[PairTokens],
+        pairs: Mapping[int, PairTokens],
         mixture: Mixture,
         settings: JudgeTraining,
         *,
         seed: int,
         pad_id: int,
-        without: Sequence[PairTokens] = (),
+        without: Mapping[int, PairTokens] | None = None,
         dropout: float = 0.0,
     ) -> None:
         self.pairs, self.mixture, self.settings = pairs, mixture, settings

@@ -107,3 +107,11 @@ def test_three_quarters_of_a_batch_are_the_experts_own_pairs(step: int) -> None:
 def test_without_others_all_rows_are_the_experts() -> None:
     mixture = Mixture(expert=np.arange(8), others=np.arange(0), share=0.5)
     assert sorted(mixture.rows(0, 8, seed=0)) == list(range(8))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 40])
+def test_the_pairs_drawn_at_all_are_those_of_all_steps(steps: int) -> None:
+    numbers = np.arange(100)
+    mixture = Mixture(numbers[:10], numbers[10:90], 0.75, numbers[90:], 0.25)
+    batches = [mixture.rows(step, 16, seed=5) for step in range(steps)]
+    assert mixture.drawn(steps, 16, seed=5).tolist() == sorted(set(np.concatenate(batches)))

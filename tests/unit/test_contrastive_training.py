@@ -48,7 +48,8 @@ def judging(**contrastive: Any) -> ScalarPairs:
         preferences=FilePreferences(train="pairs"), score_penalty=0.0,
         contrastive=Contrastive(**{"dropout": 0.3, "temperature": 0.2} | contrastive),
     )  # fmt: skip
-    return ScalarPairs(ITEMS, Mixture(ROWS, ROWS[:0], 1.0), training, seed=0, pad_id=0)
+    everything = Mixture(ROWS, ROWS[:0], 1.0)
+    return ScalarPairs(dict(enumerate(ITEMS)), everything, training, seed=0, pad_id=0)
 
 
 @torch.no_grad()

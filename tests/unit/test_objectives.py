@@ -37,7 +37,7 @@ def label_of_first_token(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 def verdicts(**settings: Any) -> VerdictPairs:
     training = VerdictTraining(preferences=FILES, **{"label_smoothing": 0.0} | settings)
     pair = VerdictTokens((3, 1), (2, 1))
-    return VerdictPairs([pair], EVEN, training, seed=0, pad_id=0)
+    return VerdictPairs({0: pair}, EVEN, training, seed=0, pad_id=0)
 
 
 def test_a_verdict_is_for_the_chosen_response_in_either_order() -> None:
@@ -58,7 +58,7 @@ def test_both_orders_are_shown() -> None:
 def test_a_scalar_judge_pays_for_preferring_the_rejected_response() -> None:
     training = JudgeTraining(preferences=FILES, score_penalty=0.0, label_smoothing=0.1)
     pairs = [PairTokens((3,), (1,)), PairTokens((1,), (3,), epsilon=0.25, margin=1.0)]
-    judge = ScalarPairs(pairs, EVEN, training, seed=0, pad_id=0)
+    judge = ScalarPairs(dict(enumerate(pairs)), EVEN, training, seed=0, pad_id=0)
     total, shown = judge.loss(first_token, pairs)  # type: ignore[arg-type]
     assert total.item() == shown.item() == pytest.approx(bt(2, 0.1) + bt(-3, 0.25))
     assert judge.delta(first_token, pairs).tolist() == [2.0, -2.0]  # type: ignore[arg-type]
@@ -67,6 +67,6 @@ def test_a_scalar_judge_pays_for_preferring_the_rejected_response() -> None:
 @pytest.mark.parametrize(("dropout", "seen"), [(0.0, {7}), (1.0, {5}), (0.5, {5, 7})])
 def test_critiques_are_left_out_as_often_as_asked(dropout: float, seen: set[int]) -> None:
     training = JudgeTraining(preferences=FILES, batch_size=16)
-    judge = ScalarPairs([PairTokens((7,), (1,))], EVEN, training, seed=0, pad_id=0,
-                        without=[PairTokens((5,), (1,))], dropout=dropout)  # fmt: skip
+    judge = ScalarPairs({0: PairTokens((7,), (1,))}, EVEN, training, seed=0, pad_id=0,
+                        without={0: PairTokens((5,), (1,))}, dropout=dropout)  # fmt: skip
     assert {item.chosen[0] for item in judge.batch(0)} == seen
