@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from actors.waiting import log_to
+from actors.worker import log_to
 from rlhf_ray.data.batches import Tokens
 from rlhf_ray.messages import Pair
 

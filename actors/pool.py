@@ -4,7 +4,7 @@ it is said. Nothing is decided here (`rlhf_ray.scheduling` does), and there is o
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayError
@@ -81,12 +81,15 @@ class Workers(Protocol):
         """Why this cannot be what was asked for."""
 
 
-class WorkerPool:
+W = TypeVar("W", bound=Workers)
+
+
+class WorkerPool(Generic[W]):
     """Some workers, of which each may die, hang or be taken away while jobs are done."""
 
     def __init__(
         self,
-        workers: Workers,
+        workers: W,
         size: int,
         limits: Limits,
         *,
@@ -119,6 +122,12 @@ class WorkerPool:
         """Have jobs done, in this order; `finish` waits for them."""
         self.jobs |= jobs
         self.say(Submit(kind, tuple(jobs)))
+
+    def scale(self, size: int) -> None:
+        """Have another number of workers, in time; who works ends its job first."""
+        if size != self.size:
+            self.size = size
+            self.say(Scale(size))
 
     def publish(self) -> None:
         """All workers shall load what there is to load now.
@@ -325,9 +334,7 @@ class WorkerPool:
         for number, node in self.nodes.items():
             if node in leaving:
                 self.say(Leaving(number, leaving[node]))
-        if size != self.size:
-            self.size = size
-            self.say(Scale(size))
+        self.scale(size)
 
     def _seen(self, look: Callable[[], T] | None, otherwise: T) -> T:
         """What a look finds. One that fails ends no run: it is told, and there is a next one."""
@@ -342,14 +349,16 @@ class WorkerPool:
             return otherwise
 
 
-def finish(pools: Iterable[WorkerPool]) -> None:
+def finish(pools: Iterable[WorkerPool[Any]]) -> None:
     """Until all submitted jobs are done. The pools' own limits end it otherwise."""
     busy = list(pools)
     while busy := [pool for pool in busy if pool.busy]:
         turn(busy)
 
 
-def gather(pools: Sequence[WorkerPool], needed: int = 1, within_s: float | None = None) -> None:
+def gather(
+    pools: Sequence[WorkerPool[Any]], needed: int = 1, within_s: float | None = None
+) -> None:
     """Until as many workers of each pool as are needed hold what was published last; after
     `within_s` (None: as long as a pool may be short of workers) one of each is enough.
 
@@ -375,7 +384,7 @@ def gather(pools: Sequence[WorkerPool], needed: int = 1, within_s: float | None 
         )
 
 
-def turn(pools: Sequence[WorkerPool]) -> None:
+def turn(pools: Sequence[WorkerPool[Any]]) -> None:
     """Wait until something has happened in one of the pools, at most as long as a tick."""
     tick_s = min(pool.limits.tick_s for pool in pools)
     calls = [ref for pool in pools for ref in pool.calls]

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from actors.pool import Tell, WorkerPool, finish, gather
-from actors.waiting import CALL_FLOOR_S, limits, log_to
+from actors.waiting import CALL_FLOOR_S, limits
+from actors.worker import Worker, pooled
 from rlhf_ray.config.schema import Rollouts as Settings
 from rlhf_ray.config.schema import Timeouts
 from rlhf_ray.data.batches import Tokens
@@ -19,19 +19,14 @@ from rlhf_ray.messages import Prompt, Rollout
 from rlhf_ray.scheduling.events import Key
 
 
-class RolloutActor:
+class RolloutActor(Worker):
     """One engine. Weight calls carry the names vLLM's trainer side expects of an actor."""
 
     def __init__(self, name: str, logs: Path | None, threads: int) -> None:
-        log_to(logs, name, threads)
+        super().__init__(name, logs, threads)
         self.engine: Any = None
         self.met, self.delivery = False, 0
         """Which delivery of weights the engine holds; 0: those it started from."""
-
-    @ray.method(concurrency_group="health")  # type: ignore[untyped-decorator]
-    def ping(self) -> str:
-        """The node it lives on; answers beside whatever the engine does."""
-        return str(ray.get_runtime_context().get_node_id())
 
     def start(self, path: str, settings: Settings, arguments: dict[str, Any]) -> int:
         from rlhf_ray.rollouts.engine import RolloutEngine
@@ -94,11 +89,7 @@ class RolloutWorkers:
         self.source: Source | None = None
         self._start = (path, settings, arguments)
         self._make = (logs, settings.threads)
-        self._remote: Any = ray.remote(
-            num_cpus=settings.num_cpus,
-            num_gpus=settings.num_gpus,
-            concurrency_groups={"health": 1},
-        )(RolloutActor)
+        self._remote = pooled(RolloutActor, settings.num_cpus, settings.num_gpus)
 
     def make(self, number: int) -> Any:
         return self._remote.remote(f"{self.name}-{number}", *self._make)

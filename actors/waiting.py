@@ -1,8 +1,5 @@
 """Every wait on an actor: it has a deadline and says what it waited for."""
 
-import os
-from pathlib import Path
-
 import ray
 
 from rlhf_ray.config.schema import Timeouts
@@ -35,24 +32,6 @@ def resources() -> str:
     return ", ".join(
         f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s free" for kind in ("CPU", "GPU")
     )
-
-
-def log_to(folder: Path | None, name: str, threads: int) -> None:
-    """Send everything this worker prints, engines included, to a file of its own.
-
-    Thread counts are set here because engines read them when they are imported.
-    """
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Roles take turns on the same cores: threads that wait by spinning would slow the others down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
 
 
 def last_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ import ray
 
 from actors.cluster import cluster
 from actors.rollout import Rollouts
-from actors.waiting import log_to
+from actors.worker import log_to
 from rlhf_ray.config.schema import GoldData, Scratch, Timeouts
 from rlhf_ray.config.schema import Rollouts as Settings
 from rlhf_ray.data.chat import Chat

@@ -30,6 +30,7 @@ from rlhf_ray.config.judges import (
 from rlhf_ray.config.schema import FileData, Recipe
 from rlhf_ray.config.section import Supervised
 from rlhf_ray.errors import RecipeError
+from rlhf_ray.scheduling.homes import homes
 
 GOLD_PROMPT_TOKENS, CHARACTERS = 11, 64
 """A start token and `srt bdaec=`; vocabulary of a character tokenizer, for estimates."""
@@ -256,10 +257,9 @@ def _actors(recipe: Recipe, needs: Needs) -> Iterator[Actors]:
     if needs.rollouts:
         yield Actors("rollout", rollouts.fewest, rollouts.num_cpus, rollouts.num_gpus)
     if needs.judges:
-        # Replicas of a judge live on different workers.
-        replicas = [getattr(judge, "replicas", 1) for judge in recipe.judges.values()]
-        homes = min(max(fleet.workers, *replicas), sum(replicas))
-        yield Actors("judge", homes, fleet.num_cpus, fleet.num_gpus)
+        replicas = {name: getattr(one, "replicas", 1) for name, one in recipe.judges.items()}
+        workers = sum(homes(replicas, fleet.workers).values())
+        yield Actors("judge", workers, fleet.num_cpus, fleet.num_gpus)
     if needs.learners:
         yield Actors("learner", learner.workers, learner.num_cpus, learner.num_gpus)
     if needs.critic and recipe.critic is not None and recipe.critic.kind == "model":

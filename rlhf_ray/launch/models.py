@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from actors.cluster import room
 from actors.critic import EngineCritic
 from actors.delivery import Delivery
-from actors.judge import Judges
+from actors.judges import Judges
 from actors.learners import Learners
 from actors.rollout import Rollouts
 from rlhf_ray.bootstrap.critic import critic_engine, critic_model

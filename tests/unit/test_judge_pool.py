@@ -1,4 +1,4 @@
-"""Which worker holds which judge, what fits on a shelf, and what chunks cost together."""
+"""Who is asked for what, what fits on a shelf, and what chunks cost together."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from actors import judge
-from actors.judge import Ask, Judges, merged, places
-from rlhf_ray.config.judges import BradleyTerryJudge, Judge, RuleJudge
+from actors import judges
+from actors.judge import Ask
+from actors.judges import Judges, merged
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Judgement, Preference
 from rlhf_ray.rewards.shelf import Shelf, weights_bytes
-
-LENGTH = RuleJudge(rule="length")
 
 
 @dataclass
@@ -104,18 +102,6 @@ def test_without_a_limit_all_judges_stay() -> None:
     assert (list(judges.held), closed) == (["a", "b"], [])
 
 
-def test_judges_are_spread_over_workers_in_recipe_order() -> None:
-    entries: dict[str, Judge] = {"a": LENGTH, "b": LENGTH, "c": LENGTH}
-    assert places(entries, 1) == {"a": [0], "b": [0], "c": [0]}
-    assert places(entries, 2) == {"a": [0], "b": [1], "c": [0]}
-    assert places(entries, 9) == {"a": [0], "b": [1], "c": [2]}, "no worker without a judge"
-
-
-def test_replicas_of_a_judge_live_on_different_workers() -> None:
-    entries: dict[str, Judge] = {"a": BradleyTerryJudge(path="x", replicas=3), "b": LENGTH}
-    assert places(entries, 1) == {"a": [0, 1, 2], "b": [0]}
-
-
 def test_the_cost_of_chunks_is_their_sum_and_measures_their_mean() -> None:
     two, one = np.zeros((2, 3)), np.zeros((1, 3))
     parts = [
@@ -129,23 +115,32 @@ def test_the_cost_of_chunks_is_their_sum_and_measures_their_mean() -> None:
     assert found.measures == {"mass": pytest.approx((2 * 0.5 + 0.8) / 3)}
 
 
+class Echo:
+    """A pool of a size that answers each ask for pairs with their numbers."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.done, self.asked = size, dict[str, Any](), list[Ask]()
+
+    def submit(self, kind: str, jobs: dict[str, Ask]) -> None:
+        self.asked += jobs.values()
+        for key, ask in jobs.items():
+            self.done[key] = np.array([float(pair.id) for pair in ask.arguments[0]])
+
+    def take(self, keys: list[str]) -> list[Any]:
+        return [self.done.pop(key) for key in keys]
+
+
 def test_pairs_are_cut_alike_however_many_replicas_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A batch of another size may round otherwise."""
-    pairs = [Preference(str(number), "", "", "", "") for number in range(5)]
-    cuts = []
-    for homes in ([0], [0, 1, 2]):
-        ours = Judges.__new__(Judges)
-        ours.homes = {"a": homes}
-        asked: list[Ask] = []
-
-        def answers(asks: dict[str, list[Ask]], asked: list[Ask] = asked) -> dict[str, Any]:
-            asked += asks["a"]
-            return {"a": [np.array([float(p.id) for p in ask.arguments[0]]) for ask in asks["a"]]}
-
-        monkeypatch.setattr(ours, "_answers", answers)
-        monkeypatch.setattr(judge, "PAIRS", 2)
-        assert ours.margins("a", pairs).tolist() == [0, 1, 2, 3, 4]
-        cuts.append([len(ask.arguments[0]) for ask in asked])
-    assert cuts == [[2, 2, 1]] * 2
+    monkeypatch.setattr(judges, "PAIRS", 2)
+    monkeypatch.setattr(judges, "finish", list)
+    pairs = [Preference(str(number), "", "", "", "") for number in range(7)]
+    shares = []
+    for sizes in ({("a",): 1}, {("a",): 2, ("a", "b"): 1, ("b",): 1}):
+        ours: Any = Judges.__new__(Judges)
+        ours.pools, ours._calls = {names: Echo(size) for names, size in sizes.items()}, 0
+        assert ours.margins("a", pairs).tolist() == list(range(7))
+        shares.append([[len(ask.arguments[0]) for ask in one.asked] for one in ours.pools.values()])
+    assert shares == [[[2, 2, 2, 1]], [[2, 2, 1], [2], []]], "by where it has workers, in turn"

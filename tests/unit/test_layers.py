@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     "messages errors keys charts losses",
     "config.section config.judges config.schema config.secrets config.load rewards.rules "
-    "preferences.pairs preferences.strength weights data preferences config.folders "
-    "config.resources bandit gold rollouts metrics evaluation durable remote critiques scheduling "
+    "preferences.pairs preferences.strength weights data preferences scheduling config.folders "
+    "config.resources bandit gold rollouts metrics evaluation durable remote critiques "
     "config.checks report_judges report report_strength scale results verify same_end selftest "
     "doctor",
     "training rewards driver bootstrap judge_refresh refresh console judge_tables",

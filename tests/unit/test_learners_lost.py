@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayTaskError
 
-from actors import judge, learner
+from actors import learner
 from actors import learners as gang
-from actors.judge import Judges, Place
 from actors.learner import LearnerActor
 from actors.learners import Learners
-from rlhf_ray.config.judges import Judge, JudgeFleet, RuleJudge
 from rlhf_ray.config.schema import Timeouts
-from rlhf_ray.errors import BadData, ClusterUnavailable, LearnersLost, RecipeError
+from rlhf_ray.errors import BadData, LearnersLost, RecipeError
 
 
 def raised(cause: Exception) -> Any:
@@ -83,67 +81,3 @@ def test_an_error_of_a_rank_whose_peers_live_is_raised_as_it_is(learners: Learne
         learners._get([PEER, PEER], timeout_s=1.0, what="update")
     with pytest.raises(BadData):
         learners._get([raised(BadData("loss is nan")), PEER], timeout_s=1.0, what="update")
-
-
-def test_a_judge_worker_that_holds_other_weights_than_it_was_given_is_not_believed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(judge.ray, "get", lambda ref, timeout: 4)
-    place = Place.__new__(Place)
-    place._loading = {"good": (0, 4), "old": (1, 5)}
-    assert place.loaded("good") == {0: None}
-    assert place.loaded("old") == {1: "it holds 4 after loading 5"}
-
-
-class Pool:
-    """A pool that gets its worker, or does not."""
-
-    def __init__(self, place: Any, **options: Any) -> None:
-        self.place, self.stopped, self.published = place, False, 0
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def publish(self) -> None:
-        self.published += 1
-
-
-def test_judges_stay_where_they_are_where_there_is_no_room_for_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    full: list[bool] = []
-
-    def gather(pools: list[Pool], within_s: float | None = None) -> None:
-        if full and within_s is not None:
-            raise ClusterUnavailable("no judge 1 worker was ready in time")
-
-    monkeypatch.setattr(judge, "WorkerPool", Pool)
-    monkeypatch.setattr(judge, "gather", gather)
-    wanted, told = [1], list[str]()
-    entries: dict[str, Judge] = {name: RuleJudge(rule="length") for name in "ab"}
-    judges = Judges(
-        entries, {}, JudgeFleet(), Timeouts(), wanted=lambda: wanted[0], tell=told.append
-    )
-    full.append(True)
-    wanted[0] = 2
-    judges._fit()
-    assert judges.homes == {"a": [0], "b": [0]}
-    assert "judges stay on 1 workers, 2 were ordered: no judge 1 worker" in told[0]
-    full.clear()
-    wanted[0] = 3
-    judges._fit()
-    assert judges.homes == {"a": [0], "b": [1]}
-    assert [[one.judge for one in place.editions] for place in judges.places] == [["a"], ["b"]]
-    wanted[0] = 1
-    judges._fit()
-    assert (len(judges.pools), [one.judge for one in judges.places[0].editions]) == (1, ["a", "b"])
-
-
-def test_judges_are_built_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "WorkerPool", Pool)
-    monkeypatch.setattr(judge, "gather", lambda pools, within_s=None: None)
-    fleet = JudgeFleet(precision="bf16", tokens_per_batch=77, num_gpus=0.5)
-    found = Judges({"a": RuleJudge(rule="length")}, {}, fleet, Timeouts())
-    assert found.places[0].options == {
-        "tokens_per_batch": 77, "critic": None, "num_gpus": 0.5, "precision": "bf16",
-    }  # fmt: skip

@@ -1,0 +1,131 @@
+"""Where judges live when workers come and go, and what their workers are told."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from actors import judge, judges
+from actors.judge import Home
+from actors.judges import Judges
+from rlhf_ray.config.judges import BradleyTerryJudge, Judge, JudgeFleet, RuleJudge
+from rlhf_ray.config.schema import Timeouts
+from rlhf_ray.errors import ClusterUnavailable
+from rlhf_ray.scheduling.homes import homes
+
+
+def test_judges_are_spread_over_workers_in_recipe_order() -> None:
+    three = {"a": 1, "b": 1, "c": 1}
+    assert homes(three, 1) == {("a", "b", "c"): 1}
+    assert homes(three, 2) == {("a", "c"): 1, ("b",): 1}
+    assert homes(three, 9) == {("a",): 1, ("b",): 1, ("c",): 1}, "no worker without a judge"
+
+
+def test_replicas_of_a_judge_live_on_different_workers() -> None:
+    assert homes({"a": 3, "b": 1}, 1) == {("a", "b"): 1, ("a",): 2}
+    assert homes({"a": 3, "b": 1}, 4) == {("a",): 3, ("b",): 1}
+
+
+def test_a_judge_worker_that_holds_other_weights_than_it_was_given_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(judge.ray, "get", lambda ref, timeout: 4)
+    home = Home.__new__(Home)
+    home._loading = {"good": (0, 4), "old": (1, 5)}
+    assert home.loaded("good") == {0: None}
+    assert home.loaded("old") == {1: "it holds 4 after loading 5"}
+
+
+class Pool:
+    """A pool that gets its workers, or does not."""
+
+    def __init__(self, workers: Home, size: int, **options: Any) -> None:
+        self.workers, self.size, self.stopped, self.published = workers, size, False, 0
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def publish(self) -> None:
+        self.published += 1
+
+    def scale(self, size: int) -> None:
+        self.size = size
+
+
+@dataclass
+class Crew:
+    """Judges on pools that are not real, with room or without."""
+
+    judges: Judges
+    wanted: list[int]
+    told: list[str]
+    full: list[bool]
+
+    def fit(self, workers: int) -> dict[tuple[str, ...], Any]:
+        """The pools, once so many workers were ordered; each holds what it is said to hold."""
+        self.wanted[0] = workers
+        self.judges._fit()
+        for names, pool in self.judges.pools.items():
+            assert tuple(one.judge for one in pool.workers.editions) == names
+        return dict(self.judges.pools)
+
+
+def crew(monkeypatch: pytest.MonkeyPatch, **replicas: int) -> Crew:
+    full, wanted, told = list[bool](), [1], list[str]()
+
+    def gather(pools: list[Pool], needed: int = 1, within_s: float | None = None) -> None:
+        if full and within_s is not None:
+            raise ClusterUnavailable("no judge 1 worker was ready in time")
+
+    monkeypatch.setattr(judges, "WorkerPool", Pool)
+    monkeypatch.setattr(judges, "gather", gather)
+    entries: dict[str, Judge] = {
+        name: BradleyTerryJudge(path=name, replicas=count) for name, count in replicas.items()
+    }
+    ours = Judges(entries, {}, JudgeFleet(), Timeouts(), wanted=lambda: wanted[0], tell=told.append)
+    return Crew(ours, wanted, told, full)
+
+
+def test_judges_stay_where_they_are_where_there_is_no_room_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = crew(monkeypatch, a=1, b=1)
+    ours.full.append(True)
+    (both,) = ours.fit(2).values()
+    assert (both.stopped, both.published) == (False, 0)
+    assert "judges stay on 1 workers, 2 were ordered: no judge 1 worker" in ours.told[0]
+
+
+def test_workers_change_their_judges_where_others_come_and_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = crew(monkeypatch, a=1, b=1)
+    before = ours.fit(1)
+    apart = ours.fit(3)
+    assert list(apart) == [("a",), ("b",)]
+    assert apart[("a",)] is before[("a", "b")]
+    assert not apart[("a",)].stopped
+    together = ours.fit(1)
+    assert together == {("a", "b"): apart[("a",)]}
+    assert apart[("b",)].stopped
+
+
+def test_replicas_are_workers_of_one_pool_which_has_more_of_them_or_fewer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = crew(monkeypatch, a=3, b=1)
+    first = ours.fit(1)
+    assert {names: pool.size for names, pool in first.items()} == {("a", "b"): 1, ("a",): 2}
+    more = ours.fit(4)
+    assert {names: pool.size for names, pool in more.items()} == {("a",): 3, ("b",): 1}
+    assert more == {("a",): first[("a",)], ("b",): first[("a", "b")]}
+
+
+def test_judges_are_built_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judges, "WorkerPool", Pool)
+    monkeypatch.setattr(judges, "gather", lambda pools, needed=1, within_s=None: None)
+    fleet = JudgeFleet(precision="bf16", tokens_per_batch=77, num_gpus=0.5)
+    found = Judges({"a": RuleJudge(rule="length")}, {}, fleet, Timeouts())
+    assert found.pools[("a",)].workers.options == {
+        "tokens_per_batch": 77, "critic": None, "num_gpus": 0.5, "precision": "bf16",
+    }  # fmt: skip
