@@ -7,6 +7,7 @@ import pytest
 import ray
 from commandline import rlhf_ray
 from conftest import TINY
+from ray_head import Head, ray_head
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,9 @@ def local_ray() -> Iterator[None]:
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def head(tmp_path: Path, cache: Path) -> Iterator[Head]:
+    with ray_head(tmp_path, cpus=4) as found:
+        yield found

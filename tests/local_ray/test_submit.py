@@ -10,16 +10,14 @@ from pathlib import Path
 import pytest
 from commandline import RUN_S, command
 from conftest import ROOT, TINY
-from local_ray import test_job_submit as job_submit
+from ray_head import Head, submit
 
 LONG = [*TINY, "loop.waves=20"]
 """A wave takes less than a second, and stopping a job some."""
-head = job_submit.head
-Head = job_submit.Head
 
 
 def words(head: Head, folder: Path, *more: str) -> list[str]:
-    options = ["-c", "configs/demo.yaml", "--address", head.address, "--run-dir", str(folder)]
+    options = ["-c", "configs/demo.yaml", "--address", head.jobs, "--run-dir", str(folder)]
     return command("submit", *options, *LONG, *more)
 
 
@@ -99,7 +97,7 @@ def test_a_run_is_started_left_joined_stopped_and_resumed_by_one_command(
     with Follower(head, folder, tmp_path / "second.log") as second:
         second.until("demo-a2 does this run already")
         second.wait(lambda: waves(folder) > 1, "second wave")
-        stopped = job_submit.submit(head, "stop", "demo-a2", timeout=120)
+        stopped = submit(head, "stop", "demo-a2", timeout=120)
         assert stopped.returncode == 0, stopped.stderr
         assert second.code() == 75
         assert "demo-a2 was stopped; the same command resumes the run" in second.printed()
