@@ -52,8 +52,8 @@ def cluster(cpus_wanted: float, timeout_s: float) -> Iterator[str]:
         if watcher is not None:
             watcher.kill()
         advice = (
-            "is it up, and where it asks for a token: does RAY_AUTH_TOKEN or ~/.ray/auth_token hold "
-            "it, with RAY_AUTH_MODE=token?"
+            "is it up, and where it asks for a token: is RAY_AUTH_MODE=token, and does "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token hold it?"
             if address
             else "is it busy, or short of memory or of room in /tmp? The same command tries again"
         )
