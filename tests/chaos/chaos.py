@@ -19,6 +19,7 @@ from typing import Any
 from bench import ROOT, Bench, Check
 from driver_trials import double_driver, kill_driver, kill_starting, stop_driver, take_over
 from node_trials import kill_head, kill_raylet
+from store_trials import lose_machine
 from worker_trials import kill_learners, kill_workers, scale_run, suspend_workers
 
 
@@ -44,6 +45,7 @@ KINDS = {
     "scale": Kind(10, scale_run),
     "raylet": Kind(5, kill_raylet),
     "head": Kind(3, kill_head),
+    "machine": Kind(5, lose_machine),
 }
 """A new kind of trial is a function in a file here, and one line."""
 
