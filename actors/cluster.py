@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -14,6 +14,8 @@ import ray
 from actors.family import descendants, end, watched
 from rlhf_ray.errors import ClusterUnavailable
 
+CONNECT_S = 30.0
+"""To the head of a cluster that is there."""
 SPARE_CPUS = 64
 """For workers that are ordered later: on one machine cores are shared, not owned."""
 
@@ -85,12 +87,25 @@ def _reachable(address: str, timeout_s: float) -> None:
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+        socket.create_connection((host, int(port)), timeout=min(timeout_s, CONNECT_S)).close()
     except OSError as error:
         raise ClusterUnavailable(
             f"nothing answers at RAY_ADDRESS={address} ({error}); start the cluster, or unset it "
             "to use this machine"
         ) from error
+
+
+@contextmanager
+def asked(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    """Lets an autoscaler see what there is no room for yet: it adds nodes for nothing else.
+
+    `bundles`: what each worker needs. Nothing is held afterwards, nor where the driver dies.
+    """
+    group = ray.util.placement_group([dict(one) for one in bundles])
+    try:
+        yield
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 def totals() -> tuple[float, float]:

@@ -17,7 +17,7 @@ from rlhf_ray.messages import Floats, Judgement, Preference
 
 
 class JudgeActor(Worker):
-    """Holds some judges of the pool; every line of thinking is in `rlhf_ray.rewards`."""
+    """Holds the judges of its pool; every line of thinking is in `rlhf_ray.rewards`."""
 
     def __init__(self, name: str, logs: Path | None, threads: int, limit: int | None) -> None:
         super().__init__(name, logs, threads)

@@ -86,13 +86,13 @@ class Judges:
     def _fit(self) -> None:
         """As many workers as are wanted now, with the judges that belong there.
 
-        Where there is no room for more, judges stay where they are.
+        Where there is no room for judges on workers of their own, all stay where they are; where
+        there is none for more workers with the same judges, these wait and hold nobody up.
         """
-        first = not self.size
         try:
             size = self._wanted()
         except BadData as error:  # an order that cannot be read ends no run
-            if first:
+            if not self.pools:
                 raise
             self.tell(str(error))
             return
@@ -103,8 +103,13 @@ class Judges:
         free = [pool for names, pool in self.pools.items() if names not in wanted]
         old = {names: self.pools[names] for names in wanted if names in self.pools}
         old |= dict(zip([names for names in wanted if names not in old], free, strict=False))
+        before = {names: pool.size for names, pool in old.items()}
+        for names, pool in old.items():  # who goes makes room for who comes
+            pool.scale(min(pool.size, wanted[names]))
         new = {names: self._made(names, wanted[names]) for names in wanted if names not in old}
-        if not self._ready(new, within_s=None if first else self.start_s):
+        if new and not self._ready(new):
+            for names, pool in old.items():
+                pool.scale(before[names])
             return
         for pool in self.pools.values():
             if pool not in old.values():
@@ -122,24 +127,19 @@ class Judges:
         self.made += 1
         return self._pool(home, workers)
 
-    def _ready(
-        self, new: Mapping[tuple[str, ...], WorkerPool[Home]], within_s: float | None
-    ) -> bool:
-        """Whether new pools have what they need; without it, they are gone again.
+    def _ready(self, new: Mapping[tuple[str, ...], WorkerPool[Home]]) -> bool:
+        """Whether each new pool has got a worker; where one has none, all of them are gone again.
 
         Raises ClusterUnavailable where there are no others.
         """
-        if not new:
-            return True
         try:
-            gather(list(new.values()), max(pool.size for pool in new.values()), within_s)
+            gather(list(new.values()), within_s=self.start_s if self.pools else None)
         except ClusterUnavailable as error:
             for pool in new.values():
                 pool.stop()
             if not self.pools:
                 raise
-            there = sum(pool.size for pool in self.pools.values())
-            self.tell(f"judges stay on {there} workers, {self.size} were ordered: {error}")
+            self.tell(f"judges stay where they are, {self.size} workers were ordered: {error}")
             return False
         return True
 

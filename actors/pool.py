@@ -379,7 +379,8 @@ def gather(
                 f"died: {deaths}. timeouts.engine_s is what one may take to start"
             )
         pool.tell(
-            f"{pool.ready()} of {needed} {pool.workers.name} workers are ready, others join later "
+            f"{pool.ready()} of {min(needed, pool.size)} {pool.workers.name} workers are ready, "
+            "others join later "
             f"({resources()})"
         )
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,13 @@ def ray_head(folder: Path, cpus: int, nodes: int = 0, node_cpus: int = 0) -> Ite
             command, env=environment, stdout=out, stderr=out, start_new_session=True
         )
     found = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, log)
+    family = list[psutil.Process]()
     try:
         _wait_until_up(found, process)
+        family = _started_by(process)
         yield found
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
+        family += _started_by(process)
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(timeout=60)
@@ -77,7 +79,15 @@ def ray_head(folder: Path, cpus: int, nodes: int = 0, node_cpus: int = 0) -> Ite
             process.kill()
             process.wait(timeout=30)
         for one in psutil.wait_procs(family, timeout=5)[1]:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended just now
+                one.kill()
+
+
+def _started_by(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def autoscaling(gcs: str, cpus: int, nodes: int, node_cpus: int) -> dict[str, Any]:

@@ -62,6 +62,19 @@ class Crew:
     def total_gpus(self) -> float:
         return self._most({one.role: one.count * one.gpus for one in self.actors})
 
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What each worker holds, of those that live at the same time."""
+        sizes = {one.role: (one.count * one.gpus, one.count * one.cpus) for one in self.actors}
+        gone = "judge" if sizes.get("voter", (0, 0)) > sizes.get("judge", (0, 0)) else "voter"
+        found = [
+            {kind: held for kind, held in (("CPU", one.cpus), ("GPU", one.gpus)) if held}
+            for one in self.actors
+            for _ in range(one.count)
+            if one.role != gone
+        ]
+        return [one for one in found if one]
+
     @staticmethod
     def _most(wanted: dict[str, float]) -> float:
         """Over the run: voters are gone before the first judge worker starts."""

@@ -276,7 +276,8 @@ class Checkpoints(Section):
 class Timeouts(Section):
     """Seconds until a wait ends with an error that says what it waited for."""
 
-    cluster_s: Positive = 120
+    cluster_s: Positive = 600
+    """For nodes that are still to join; an autoscaler is asked for them."""
     engine_s: Positive = 900
     generate_s: Positive = 1800
     score_s: Positive = 1800

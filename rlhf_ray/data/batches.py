@@ -139,12 +139,14 @@ class Mixture:
         old = batch - new
         own = round(old * self.share) if len(self.others) else old
         parts = [
-            pool[epoch_order(len(pool), times * size, step, seed=seed, purpose=f"judge-{name}")]
+            pool[epoch_order(len(pool), most, step, seed=seed, purpose=f"judge-{name}")]
             for name, pool, size in (
                 ("fresh", self.fresh, new),
                 ("expert", self.expert, own),
                 ("others", self.others, old - own),
             )
             if size
+            # More than once through all of them adds none.
+            for most in (min(times * size, max(size, len(pool))),)
         ]
         return np.concatenate(parts)

@@ -3,14 +3,14 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import actors
 import rlhf_ray
-from actors.cluster import cluster, totals
+from actors.cluster import asked, cluster, totals
 from rlhf_ray.bootstrap.roles import Task
 from rlhf_ray.config.judges import GoldJudge, RuleJudge
 from rlhf_ray.config.resources import Crew, check_against_cluster, plan, refreshed, trained
@@ -40,7 +40,7 @@ def on_cluster(recipe: Recipe, view: View, crew: Crew | None = None) -> Iterator
         view.say(f"Ray: {address}")
         # Our own cluster is as large as it will ever be; the nodes of another may still be coming.
         wait_s = recipe.timeouts.cluster_s if os.environ.get("RAY_ADDRESS") else 0.0
-        await_room(wanted, totals, wait_s, view.say)
+        await_room(wanted, totals, wait_s, view.say, asked)
         yield
 
 
@@ -49,26 +49,36 @@ def await_room(
     totals: Callable[[], tuple[float, float]],
     wait_s: float,
     say: Callable[[str], None],
+    asked: Callable[[Sequence[Mapping[str, float]]], AbstractContextManager[None]],
 ) -> None:
-    """Wait until the cluster is large enough for what is to be started on it.
+    """Wait until the cluster is large enough for what is to be started on it, and have its
+    autoscaler `asked` for that meanwhile.
 
     Raises RecipeError where nothing can join, ClusterUnavailable where nothing did in time.
     """
-    ends, told = time.monotonic() + wait_s, False
-    while True:
-        try:
-            check_against_cluster(wanted, *totals())
-        except RecipeError as error:
-            if not wait_s:
-                raise
+    lacking = _lacking(wanted, totals)
+    if lacking is None:
+        return
+    if not wait_s:
+        raise lacking
+    say(f"waiting up to {wait_s:g} s for nodes: {lacking}")
+    ends = time.monotonic() + wait_s
+    with asked(wanted.bundles):
+        while lacking := _lacking(wanted, totals):
             if time.monotonic() > ends:
-                raise ClusterUnavailable(f"{error} (nodes were awaited {wait_s:g} s)") from error
-            if not told:
-                say(f"waiting up to {wait_s:g} s for nodes: {error}")
-            told = True
-        else:
-            return
-        time.sleep(min(LOOK_S, wait_s))
+                raise ClusterUnavailable(
+                    f"{lacking} (nodes were awaited {wait_s:g} s, timeouts.cluster_s)"
+                ) from lacking
+            time.sleep(min(LOOK_S, wait_s))
+
+
+def _lacking(wanted: Crew, totals: Callable[[], tuple[float, float]]) -> RecipeError | None:
+    """Why the cluster is too small as it is."""
+    try:
+        check_against_cluster(wanted, *totals())
+    except RecipeError as error:
+        return error
+    return None
 
 
 def stop(signum: int, frame: Any) -> None:

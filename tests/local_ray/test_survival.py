@@ -22,7 +22,12 @@ with cluster(1.0, 60.0):
 os.kill(os.getpid(), signal.SIGTERM)
 print("alive")
 """
-WORKERS = {"rollouts.workers": 2, "timeouts.ping_s": 2}
+WORKERS = {
+    "rollouts.workers": 2, "timeouts.ping_s": 2,
+    # Two workers hold all judges, and take their chunks in turn.
+    **{f"judges.{one}_judge.replicas": 2 for one in ("sort", "reverse", "rotate", "swap")},
+    "judge_fleet.chunk_prompts": 2,
+}  # fmt: skip
 
 
 class Run:

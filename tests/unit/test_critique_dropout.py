@@ -40,7 +40,7 @@ def test_a_dropped_critique_leaves_the_response_as_it_stood_before_it(
     reading, separator = readings[name], TEMPLATES[name].separator
     pair = Preference("1", "a", chosen, rejected, "s", critique, critique)
     with_it = reading.tokens(pair)
-    (without,) = reading.dropout([pair], TRAINING)["without"]
+    (without,) = reading.dropout({7: pair}, TRAINING)["without"].values()
     follows = reading.chat.response_ids(f"{separator}{critique}")
     assert with_it.chosen == without.chosen[:-1] + follows
     assert with_it.rejected == without.rejected[:-1] + follows
@@ -58,7 +58,7 @@ def test_no_response_whose_critique_is_dropped_reads_like_one_with_a_critique(
     pair = Preference("1", "a", honest, f"{honest}{separator}{critique}", "s", critique, "")
     other = Preference("2", "a", honest, forged, "s", critique, "")
     for one in (pair, other):
-        (without,) = reading.dropout([one], TRAINING)["without"]
+        (without,) = reading.dropout({7: one}, TRAINING)["without"].values()
         assert without.rejected != reading.tokens(one).chosen
 
 
@@ -68,4 +68,4 @@ def test_a_judge_of_critiques_alone_reads_no_response_when_one_is_dropped(
     path = readings["terse-1"].path
     only = CritiquedJudge(path=path, critique_only=True)
     reading = Reading.of(only, path, Critic(template="terse-1"))
-    assert reading.dropout([Preference("1", "a", "?", "!", "s", "a", "a")], TRAINING) == {}
+    assert reading.dropout({7: Preference("1", "a", "?", "!", "s", "a", "a")}, TRAINING) == {}

@@ -37,13 +37,13 @@ def test_a_judge_worker_that_holds_other_weights_than_it_was_given_is_not_believ
 
 
 class Pool:
-    """A pool that gets its workers, or does not."""
+    """A pool that gets its workers where there is room."""
 
     def __init__(self, workers: Home, size: int, **options: Any) -> None:
-        self.workers, self.size, self.stopped, self.published = workers, size, False, 0
+        self.workers, self.size, self.published = workers, size, 0
 
     def stop(self) -> None:
-        self.stopped = True
+        self.size = 0
 
     def publish(self) -> None:
         self.published += 1
@@ -53,13 +53,14 @@ class Pool:
 
 
 @dataclass
-class Crew:
-    """Judges on pools that are not real, with room or without."""
+class Fleet:
+    """Judges on pools that are not real, on a cluster with room for some workers."""
 
     judges: Judges
     wanted: list[int]
+    room: list[int]
     told: list[str]
-    full: list[bool]
+    made: list[Pool]
 
     def fit(self, workers: int) -> dict[tuple[str, ...], Any]:
         """The pools, once so many workers were ordered; each holds what it is said to hold."""
@@ -67,58 +68,78 @@ class Crew:
         self.judges._fit()
         for names, pool in self.judges.pools.items():
             assert tuple(one.judge for one in pool.workers.editions) == names
+        lost = [one for one in self.made if one not in self.judges.pools.values()]
+        assert [one.size for one in lost] == [0] * len(lost), "nobody would ever end these"
         return dict(self.judges.pools)
 
+    def sizes(self, workers: int) -> dict[tuple[str, ...], int]:
+        return {names: pool.size for names, pool in self.fit(workers).items()}
 
-def crew(monkeypatch: pytest.MonkeyPatch, **replicas: int) -> Crew:
-    full, wanted, told = list[bool](), [1], list[str]()
+
+def fleet(monkeypatch: pytest.MonkeyPatch, **replicas: int) -> Fleet:
+    room, wanted, told, made = [9], [1], list[str](), list[Pool]()
+
+    def make(*arguments: Any, **options: Any) -> Pool:
+        made.append(Pool(*arguments, **options))
+        return made[-1]
 
     def gather(pools: list[Pool], needed: int = 1, within_s: float | None = None) -> None:
-        if full and within_s is not None:
+        others = sum(one.size for one in made if one not in pools)
+        if others + len(pools) > room[0]:
             raise ClusterUnavailable("no judge 1 worker was ready in time")
 
-    monkeypatch.setattr(judges, "WorkerPool", Pool)
+    monkeypatch.setattr(judges, "WorkerPool", make)
     monkeypatch.setattr(judges, "gather", gather)
     entries: dict[str, Judge] = {
         name: BradleyTerryJudge(path=name, replicas=count) for name, count in replicas.items()
     }
     ours = Judges(entries, {}, JudgeFleet(), Timeouts(), wanted=lambda: wanted[0], tell=told.append)
-    return Crew(ours, wanted, told, full)
+    return Fleet(ours, wanted, room, told, made)
 
 
 def test_judges_stay_where_they_are_where_there_is_no_room_for_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours = crew(monkeypatch, a=1, b=1)
-    ours.full.append(True)
+    ours = fleet(monkeypatch, a=1, b=1)
+    ours.room[0] = 1
     (both,) = ours.fit(2).values()
-    assert (both.stopped, both.published) == (False, 0)
-    assert "judges stay on 1 workers, 2 were ordered: no judge 1 worker" in ours.told[0]
+    assert (both.size, both.published) == (1, 0)
+    assert "judges stay where they are, 2 workers were ordered: no judge 1 worker" in ours.told[0]
 
 
 def test_workers_change_their_judges_where_others_come_and_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours = crew(monkeypatch, a=1, b=1)
+    ours = fleet(monkeypatch, a=1, b=1)
     before = ours.fit(1)
     apart = ours.fit(3)
     assert list(apart) == [("a",), ("b",)]
     assert apart[("a",)] is before[("a", "b")]
-    assert not apart[("a",)].stopped
-    together = ours.fit(1)
-    assert together == {("a", "b"): apart[("a",)]}
-    assert apart[("b",)].stopped
+    assert ours.fit(1) == {("a", "b"): apart[("a",)]}
 
 
 def test_replicas_are_workers_of_one_pool_which_has_more_of_them_or_fewer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours = crew(monkeypatch, a=3, b=1)
+    ours = fleet(monkeypatch, a=3, b=1)
     first = ours.fit(1)
     assert {names: pool.size for names, pool in first.items()} == {("a", "b"): 1, ("a",): 2}
     more = ours.fit(4)
     assert {names: pool.size for names, pool in more.items()} == {("a",): 3, ("b",): 1}
     assert more == {("a",): first[("a",)], ("b",): first[("a", "b")]}
+
+
+def test_no_more_workers_live_at_a_time_than_before_or_than_ordered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = fleet(monkeypatch, a=2, b=2)
+    ours.room[0] = 4
+    assert ours.sizes(4) == {("a",): 2, ("b",): 2}
+    assert ours.sizes(3) == {("a", "b"): 1, ("a",): 1, ("b",): 1}, "who goes makes room"
+    ours.room[0] = 2
+    assert ours.sizes(2) == {("a", "b"): 2}
+    assert ours.sizes(3) == {("a", "b"): 2}, "as it was"
+    assert len(ours.told) == 1
 
 
 def test_judges_are_built_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
