@@ -33,7 +33,14 @@ from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.fsio import make_dir
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.record import RunRecord
-from rlhf_ray.durable.recorded import RecordedJudges, RecordedPolicy, SettledLearner
+from rlhf_ray.durable.recorded import (
+    RecordedEvaluator,
+    RecordedJudges,
+    RecordedPolicy,
+    SettledLearner,
+    replay,
+    resume_point,
+)
 from rlhf_ray.durable.writer import beside
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import (
@@ -81,6 +88,8 @@ SAMPLES, TOKENS, CHUNK, WAVE = 4, 16, 4, 62_500
 DIES, START_S, LOAD_S = 1 / 500, 30.0, 1.0
 LIMITS = Limits()
 UTILISED = 0.95
+RESUME_S = 10.0
+"""Until it is known where a run goes on, what has to be loaded aside."""
 DEADLINE_S = 900
 
 
@@ -215,27 +224,45 @@ def contexts(prompts: Sequence[Prompt]) -> NDArray[np.float32]:
     return np.ones((len(prompts), 2), np.float32)
 
 
-def run(folder: Path, workers: Workers, prompts: int) -> None:
+def run(folder: Path, workers: Workers, loop: Loop) -> None:
     """A whole run of the product's driver, without engines."""
     for name in ("samples", "pairs", "rollouts"):
         make_dir(folder / name)
-    loop = Loop(rounds=1, waves=-(-prompts // WAVE), prompts=min(WAVE, prompts), warm_waves=0)
-    bandit = LinUCB(2, len(ARMS), alpha=0.5, ridge=1.0)
     others = Others(workers)
     with closing(Journal(folder / "journal")) as journal, beside() as writer:
-        record = RunRecord(
-            folder, journal, Checkpoints(folder / "checkpoints", 2), save=save,
-            show=lambda row, report: None, clock=Clock(),
-            settings=Settings(every_waves=1, keep=2), loop=loop, done=0, writer=writer,
-        )  # fmt: skip
+        record = record_of(folder, journal, loop, done=0, writer=writer)
         Driver(
-            task=Task(), contexts=contexts, refresher=others, delivery=others, evaluator=others,
+            task=Task(), contexts=contexts, refresher=others, delivery=others,
+            evaluator=RecordedEvaluator(others.measure, journal, writer),
             learner=SettledLearner(others, writer), critic=NoCritic(),
             judges=RecordedJudges(others.score, journal, writer),
-            selector=Selector(bandit, ARMS, seed=0, low=0.2, high=0.8, window=20000, keep=0.5),
+            selector=selector(),
             policy=RecordedPolicy(workers.generate, SAMPLES, journal, folder / "rollouts", writer),
             record=record, loop=loop, pairs=Pairs(),
         ).run()  # fmt: skip
+
+
+def resume(folder: Path, loop: Loop) -> None:
+    """What a resumed run does before it loads its learners: the journal read and verified, the
+    checkpoint chosen, the bandit brought to where it stood, the files of all waves looked at."""
+    with closing(Journal(folder / "journal")) as journal:
+        done, _, _ = resume_point(Checkpoints(folder / "checkpoints", 2), journal)
+        assert done == loop.waves
+        replay(journal, selector(), ARMS, done=done, waves=loop.waves)
+        record_of(folder, journal, loop, done=done)
+
+
+def record_of(folder: Path, journal: Journal, loop: Loop, **more: Any) -> RunRecord:
+    return RunRecord(
+        folder, journal, Checkpoints(folder / "checkpoints", 2), save=save,
+        show=lambda row, report: None, clock=Clock(),
+        settings=Settings(every_waves=1, keep=2), loop=loop, **more,
+    )  # fmt: skip
+
+
+def selector() -> Selector:
+    bandit = LinUCB(2, len(ARMS), alpha=0.5, ridge=1.0)
+    return Selector(bandit, ARMS, seed=0, low=0.2, high=0.8, window=20000, keep=0.5)
 
 
 def size(folder: Path, pattern: str) -> int:
@@ -248,16 +275,20 @@ def one(count: int, prompts: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
         folder = Path(name)
         workers = Workers(count)
-        began, cpu = time.perf_counter(), time.process_time()
-        run(folder, workers, prompts)
+        loop = Loop(rounds=1, waves=-(-prompts // WAVE), prompts=min(WAVE, prompts), warm_waves=0)
+        cpu = time.process_time()
+        run(folder, workers, loop)
+        cpu_s, mib = time.process_time() - cpu, memory() - before
+        began = time.perf_counter()
+        resume(folder, loop)
         samples = prompts * SAMPLES
         return {
             "leases": workers.leases,
-            "cpu_s": time.process_time() - cpu,
-            "wall_s": time.perf_counter() - began,
+            "cpu_s": cpu_s,
             "pool_s": workers.pool_s,
             "utilised": workers.busy_s / (count * workers.span_s),
-            "mib": memory() - before,
+            "mib": mib,
+            "resume_s": time.perf_counter() - began,
             "journal": size(folder / "journal", "*.jsonl") / samples,
             "parquet": size(folder, "*.parquet") / samples,
         }
@@ -286,21 +317,21 @@ def main() -> None:
         print(json.dumps(one(*asked.only)))
         return
     print("| workers | prompts | leases/s | of it the pool alone | utilised | memory, MiB "
-          "| journal, bytes per sample | Parquet, bytes per sample |")  # fmt: skip
-    print("|---" * 8 + "|")
+          "| journal, bytes per sample | Parquet, bytes per sample | resume, s |")  # fmt: skip
+    print("|---" * 9 + "|")
     missed = False
     sizes = [(count, min(asked.prompts)) for count in asked.workers[:-1]]
     for count, prompts in [*sizes, *((asked.workers[-1], each) for each in asked.prompts)]:
         got = apart(count, prompts)
-        missed |= got["utilised"] < UTILISED
+        missed |= got["utilised"] < UTILISED or got["resume_s"] > RESUME_S
         print(
             f"| {count} | {prompts:,} | {got['leases'] / got['cpu_s']:,.0f} "
             f"| {got['leases'] / got['pool_s']:,.0f} | {got['utilised']:.1%} | {got['mib']:,.0f} "
-            f"| {got['journal']:.1f} | {got['parquet']:.1f} |",
+            f"| {got['journal']:.1f} | {got['parquet']:.1f} | {got['resume_s']:.1f} |",
             flush=True,
         )
     if missed:
-        sys.exit(f"workers were to be utilised to {UTILISED:.0%}")
+        sys.exit(f"workers were to be utilised to {UTILISED:.0%}, runs resumed in {RESUME_S:g} s")
 
 
 if __name__ == "__main__":

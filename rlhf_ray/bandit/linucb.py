@@ -17,14 +17,15 @@ class LinUCB:
 
         score_a(c) = theta_a . c + alpha sqrt(c^T A_a^-1 c),   theta_a = A_a^-1 b_a
 
-    Differences: A_a starts at `ridge` times the identity; its inverse is kept by rank-one updates;
-    all prompts of a wave are chosen on the same state; an arm never pulled comes first; ties are
-    broken at random, and the propensity of a choice is one over the number of best arms; an arm
-    whose judge was refreshed is discounted.
+    Differences: A_a starts at `ridge` times the identity; all prompts of a wave are chosen on the
+    same state, and paid for together; an arm never pulled comes first; ties are broken at random,
+    and the propensity of a choice is one over the number of best arms; an arm whose judge was
+    refreshed is discounted.
     """
 
     def __init__(self, num_arms: int, width: int, *, alpha: float, ridge: float) -> None:
         self.alpha, self.ridge = alpha, ridge
+        self.gram: Floats = np.tile(np.eye(width) * ridge, (num_arms, 1, 1))  # [A, D, D]
         self.inverse: Floats = np.tile(np.eye(width) / ridge, (num_arms, 1, 1))  # [A, D, D]
         self.target: Floats = np.zeros((num_arms, width))  # [A, D]
         self.pulls: NDArray[np.int64] = np.zeros(num_arms, dtype=np.int64)  # [A]
@@ -50,8 +51,14 @@ class LinUCB:
         arms = asked.argmax(axis=1)
         # Unpaid prompts count as pulls, or an arm that is never paid would come first for ever.
         np.add.at(self.pulls, arms, 1)
-        for row in np.flatnonzero(~np.isnan(rewards)):
-            self._pay(int(arms[row]), contexts[row], float(rewards[row]))
+        paid = ~np.isnan(rewards)
+        for arm in np.unique(arms[paid]).tolist():
+            rows = paid & (arms == arm)
+            own = contexts[rows]
+            # Not by a matrix product, whose bits depend on how many cores there are.
+            self.gram[arm] += np.einsum("pi,pj->ij", own, own)
+            self.target[arm] += np.einsum("p,pi->i", rewards[rows], own)
+            self._invert(arm)
 
     def discount(self, arm: int, keep: float) -> None:
         """A_a <- ridge I + keep (A_a - ridge I), b_a <- keep b_a; 0 forgets, 1 changes nothing.
@@ -60,13 +67,12 @@ class LinUCB:
         LASeR's judges do not change. Pulls stay, or a refreshed arm would come first by force.
         """
         assert 0.0 <= keep <= 1.0, keep
-        if keep == 1.0:  # two inversions would leave other bits
+        if keep == 1.0:  # taking the ridge away and adding it again would leave other bits
             return
         floor = self.ridge * np.eye(self.target.shape[1])
-        gram = floor + keep * (np.linalg.inv(self.inverse[arm]) - floor)
-        inverse = np.linalg.inv((gram + gram.T) / 2)
-        self.inverse[arm] = (inverse + inverse.T) / 2
+        self.gram[arm] = floor + keep * (self.gram[arm] - floor)
         self.target[arm] *= keep
+        self._invert(arm)
 
     def state(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
         """Copies of inverse [A, D, D], target [A, D] and pulls [A], for reading."""
@@ -76,9 +82,6 @@ class LinUCB:
             "pulls": self.pulls.copy(),
         }
 
-    def _pay(self, arm: int, context: Floats, reward: float) -> None:
-        """Sherman-Morrison: (A + c c^T)^-1 = A^-1 - (A^-1 c)(A^-1 c)^T / (1 + c^T A^-1 c)."""
-        step = self.inverse[arm] @ context
-        # The outer product of a vector with itself is symmetric to the last bit, and so stays A^-1.
-        self.inverse[arm] -= np.outer(step, step) / (1.0 + context @ step)
-        self.target[arm] += reward * context
+    def _invert(self, arm: int) -> None:
+        inverse = np.linalg.inv(self.gram[arm])
+        self.inverse[arm] = (inverse + inverse.T) / 2
