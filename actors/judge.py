@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 
@@ -124,5 +125,21 @@ class Home:
         return getattr(actor, job.method).remote(job.judge, *job.arguments)
 
     def check(self, job: Ask, value: Any) -> str | None:
-        """Nothing: what a judge may say is its own business (`Judges.score` looks)."""
+        """Whether these are scores of what was asked about, and each that is missing has a reason.
+
+        A margin may be NaN: the pair is too long.
+        """
+        asked: tuple[int, ...]
+        if job.method == "margins":
+            (pairs,) = job.arguments
+            asked, values, failed = (len(pairs),), value, int(np.isnan(value).sum())
+        else:
+            prompts, responses, *_ = job.arguments
+            asked, values = (len(prompts), len(responses[0])), value.values
+            failed = sum(value.failures.values())
+        if values.shape != asked:
+            return f"values of shape {values.shape} where {asked} was asked"
+        missing = int((~np.isfinite(values)).sum())
+        if missing != failed:
+            return f"{missing} values that are not finite, {failed} have a reason"
         return None

@@ -18,7 +18,7 @@ from actors.pool import Tell, WorkerPool, finish, gather
 from actors.waiting import limits
 from rlhf_ray.config.judges import Critic, Judge, JudgeFleet
 from rlhf_ray.config.schema import Timeouts
-from rlhf_ray.errors import BadData, ClusterUnavailable, JudgeFailed
+from rlhf_ray.errors import BadData, ClusterUnavailable
 from rlhf_ray.messages import (
     Choices,
     Critiques,
@@ -153,7 +153,7 @@ class Judges:
     ) -> Scores:
         """Raw scores of the judges that were asked, NaN elsewhere and where one failed.
 
-        Raises JudgeFailed when a judge errs, or answers in another shape.
+        Raises JudgeFailed when a judge errs.
         """
         began = time.perf_counter()
         self._fit()
@@ -169,9 +169,8 @@ class Judges:
         )
         costs = {}
         for name, found in answers.items():
-            whole = np.concatenate([part.values for part in found])
-            _check(name, whole, (len(asked[name]), width), _failures(found))
-            values[self.names.index(name), asked[name]] = whole
+            arm = self.names.index(name)
+            values[arm, asked[name]] = np.concatenate([part.values for part in found])
             costs[name] = merged(found)
         # Sorted, as the journal gives them back.
         return Scores(values, dict(sorted(costs.items())), time.perf_counter() - began)
@@ -258,13 +257,3 @@ def _failures(parts: Sequence[Judgement]) -> dict[str, int]:
     for part in parts:
         total.update(part.failures)
     return dict(sorted(total.items()))
-
-
-def _check(name: str, scores: Floats, shape: tuple[int, int], failures: Mapping[str, int]) -> None:
-    if scores.shape != shape:
-        raise JudgeFailed(name, f"scores of shape {scores.shape} where {shape} was asked")
-    missing = int((~np.isfinite(scores)).sum())
-    if missing != sum(failures.values()) or np.isinf(scores).any():
-        raise JudgeFailed(
-            name, f"{missing} scores are not finite, {dict(failures)} are accounted for"
-        )

@@ -15,11 +15,12 @@ from rlhf_ray.durable.audit import check_journal, check_metrics, check_shards
 from rlhf_ray.durable.folder import check_format
 from rlhf_ray.durable.fsio import entries, explained, read_bytes, sha256_of
 from rlhf_ray.durable.journal import Journal
+from rlhf_ray.durable.recorded import kept_contexts
 from rlhf_ray.errors import BadData, RecipeError
 
-CHECKPOINTS = "checkpoints"
-MODELS = ("policy", "critic", "judges", "pretrained", "lessons", "refreshed", "final")
-"""Where folders with a manifest lie: these themselves, or what is in them."""
+CHECKPOINTS, CONTEXTS = "checkpoints", "contexts.npy"
+REDONE = {"rollouts": ".parquet", "critiques": "-critiques.json"}
+"""What a wave that is done again is made from: files in `rollouts/`, by kind of record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def _built_on(journal: Journal, run: Path) -> Iterator[Finding]:
     done = 0
     for path in entries(run / CHECKPOINTS) if (run / CHECKPOINTS).is_dir() else ():
         if path.name.startswith("step-"):
-            found, extra = _folder(path)
+            found, extra = _folder(path, run)
             if extra is not None:
                 done = max(done, int(extra["done"]))
                 found = _tried(found, partial(check_journal, journal, path, extra))
@@ -100,6 +101,10 @@ def _built_on(journal: Journal, run: Path) -> Iterator[Finding]:
     )
     again = [step for step, body in journal.all("learn") if body["index"] >= done]
     again += [step for step, _ in journal.all("rollouts") if journal.find("learn", step) is None]
+    if (run / CONTEXTS).is_file():
+        yield _tried(
+            Finding(CONTEXTS, True, "as they were computed"), partial(kept_contexts, run / CONTEXTS)
+        )
     yield _tried(
         Finding("rollouts", True, f"those of {len(again)} waves that a resume does again"),
         partial(_check_rollouts, journal, run / "rollouts", again),
@@ -112,9 +117,10 @@ def _built_on(journal: Journal, run: Path) -> Iterator[Finding]:
 
 def _check_rollouts(journal: Journal, folder: Path, steps: list[str]) -> None:
     for step in steps:
-        known, path = journal.find("rollouts", step), folder / f"{step}.parquet"
-        if known and (not path.is_file() or sha256_of(path) != known["sha256"]):
-            raise BadData(f"{path} is missing or changed since it was sampled; restore it")
+        for kind, end in REDONE.items():
+            known, path = journal.find(kind, step), folder / f"{step}{end}"
+            if known and (not path.is_file() or sha256_of(path) != known["sha256"]):
+                raise BadData(f"{path} is missing or changed since it was made; restore it")
 
 
 def _check_rows(journal: Journal, path: Path) -> None:
@@ -137,17 +143,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _models(run: Path) -> Iterator[Finding]:
-    for name in MODELS:
-        top = run / name
-        below = entries(top) if top.is_dir() else []
-        for path in [top, *below]:
-            if (path / manifest.NAME).is_file():
-                yield _folder(path)[0]
+    """All folders with a manifest but checkpoints: models, pairs, trainings under way."""
+    for path in sorted(run.rglob(manifest.NAME)):
+        parts = path.relative_to(run).parts
+        # What an attempt that died had not yet put in its place is made anew.
+        if parts[0] != CHECKPOINTS and not any(part.startswith(".tmp-") for part in parts):
+            yield _folder(path.parent, run)[0]
 
 
-def _folder(path: Path) -> tuple[Finding, dict[str, Any] | None]:
+def _folder(path: Path, run: Path) -> tuple[Finding, dict[str, Any] | None]:
     """A folder with a manifest, and what stands in it besides; None where it is damaged."""
-    name = f"{path.parent.name}/{path.name}"
+    name = str(path.relative_to(run))
     try:
         extra = manifest.verify_manifest(path)
     except BadData as error:
@@ -155,7 +161,7 @@ def _folder(path: Path) -> tuple[Finding, dict[str, Any] | None]:
     return Finding(name, True, "every file is as it was written"), extra
 
 
-def _tried(good: Finding, check: Callable[[], None]) -> Finding:
+def _tried(good: Finding, check: Callable[[], object]) -> Finding:
     try:
         check()
     except BadData as error:

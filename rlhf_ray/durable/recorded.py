@@ -272,18 +272,27 @@ def recorded_contexts(
 
     Raises BadData when the array is not what was kept.
     """
-    seal = path.with_name(f"{path.name}.sha256")  # runs of earlier versions have none
     if path.is_file():
-        data = read_bytes(path)
-        if seal.is_file() and read_bytes(seal) != _digest(data):
-            raise BadData(f"{path} has changed since it was computed; restore it from a copy")
-        return make(np.load(io.BytesIO(data), allow_pickle=False))
+        return make(np.load(io.BytesIO(kept_contexts(path)), allow_pickle=False))
     contexts = make(None)
     buffer = io.BytesIO()
     np.save(buffer, contexts.vectors, allow_pickle=False)
-    atomic_write(seal, _digest(buffer.getvalue()))
+    atomic_write(_seal(path), _digest(buffer.getvalue()))
     atomic_write(path, buffer.getvalue())
     return contexts
+
+
+def kept_contexts(path: Path) -> bytes:
+    """The file of the contexts. Raises BadData where it is not what was kept."""
+    data, seal = read_bytes(path), _seal(path)
+    if seal.is_file() and read_bytes(seal) != _digest(data):
+        raise BadData(f"{path} has changed since it was computed; restore it from a copy")
+    return data
+
+
+def _seal(path: Path) -> Path:
+    """What holds its hash; runs of earlier versions have none."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _digest(data: bytes) -> bytes:

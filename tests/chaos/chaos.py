@@ -20,7 +20,7 @@ from bench import ROOT, Bench, Check
 from driver_trials import double_driver, kill_driver, kill_starting, stop_driver, take_over
 from node_trials import kill_head, kill_raylet
 from store_trials import lose_machine
-from worker_trials import kill_learners, kill_workers, scale_run, suspend_workers
+from worker_trials import kill_learners, kill_workers, scale_run, suspend_learners, suspend_workers
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ KINDS = {
     "worker": Kind(20, kill_workers),
     "hang": Kind(7, suspend_workers),
     "learner": Kind(7, kill_learners),
+    "stuck": Kind(3, suspend_learners),
     "scale": Kind(10, scale_run),
     "raylet": Kind(5, kill_raylet),
     "head": Kind(3, kill_head),

@@ -3,39 +3,15 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench import RUN_S, Bench, Check, draws, tail
-from ray.cluster_utils import Cluster
+from nodes import NODES, small_cluster, take_away
 
 RAYLET = "R4 raylet killed, another node joins: the run goes on and ends alike"
 HEAD = "R4 head killed: on a new cluster the same command ends alike"
-NODES = 2
-"""Beside the head, which holds no worker."""
 FAST = ["timeouts.ping_s=1", "rollouts.workers=2"]
-
-
-@contextmanager
-def small_cluster() -> Iterator[Any]:
-    """A head and some nodes, each a raylet of its own; all of them have ended afterwards."""
-    # Deaths of nodes are found in seconds here, not in a minute.
-    health = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0, "include_dashboard": False, "_system_config": health,
-        },
-    )  # fmt: skip
-    try:
-        for _ in range(NODES):
-            cluster.add_node(num_cpus=3)
-        cluster.wait_for_nodes(timeout=60)
-        yield cluster
-    finally:
-        cluster.shutdown()
 
 
 def on(cluster: Any) -> dict[str, Any]:
@@ -51,8 +27,7 @@ def kill_raylet(bench: Bench, seed: int, run: Path) -> list[Check]:
         if driver.poll() is not None:
             return []
         victim = list(cluster.worker_nodes)[int(rng.integers(NODES))]
-        os.kill(victim.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-        cluster.add_node(num_cpus=3)
+        take_away(cluster, victim)
         code = driver.wait(timeout=RUN_S)
     if code != 0:
         return [Check(RAYLET, False, f"code {code}:\n{tail(run)}")]

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from victims import strike
 KILLED = "R2 rollout or judge worker killed in a phase that was seen: the run goes on, ends alike"
 HANGING = "R11 rollout or judge worker suspended: found, replaced, and the run ends alike"
 LEARNER = "R3 learner rank killed in a phase that was seen: a new gang, the run ends alike"
+STUCK = "R12 learner rank suspended: found at its deadline, a new gang, the run ends alike"
 GONE = "R13 no process of ours 30 s after a run in which workers were killed"
 SCALED = "R7 workers added and taken away in a run: it ends alike"
 SCALED_KILLED = "R2 R7 worker killed in a run in which workers come and go: it ends alike"
@@ -27,6 +29,8 @@ LEARNERS = (
     "LearnerActor.begin_round", "LearnerActor.advance", "LearnerActor.begin",
 )  # fmt: skip
 FAST = ["timeouts.ping_s=1", "rollouts.workers=2"]
+SOON = [*FAST, *(f"timeouts.{name}_s=45" for name in ("update", "sync", "engine"))]
+"""Ranks have no pings: what they are asked for has a deadline."""
 
 
 def kill_workers(bench: Bench, seed: int, run: Path) -> list[Check]:
@@ -41,13 +45,18 @@ def kill_learners(bench: Bench, seed: int, run: Path) -> list[Check]:
     return broken(bench, seed, run, LEARNERS, LEARNER, signal.SIGKILL)
 
 
+def suspend_learners(bench: Bench, seed: int, run: Path) -> list[Check]:
+    return broken(bench, seed, run, LEARNERS[1:5], STUCK, signal.SIGSTOP, SOON)
+
+
 def broken(
-    bench: Bench, seed: int, run: Path, titles: tuple[str, ...], promise: str, kind: int
-) -> list[Check]:
+    bench: Bench, seed: int, run: Path, titles: tuple[str, ...], promise: str, kind: int,
+    more: Sequence[str] = FAST,
+) -> list[Check]:  # fmt: skip
     """Some blows in phases drawn by the seed; the run itself is never started again."""
     rng, struck = draws(seed, promise), list[str]()
     _, whole = bench.straight()
-    with bench.driver(run, more=FAST) as driver:
+    with bench.driver(run, more=more) as driver:
         family = family_of(driver)
         for _ in range(bench.blows):
             title = titles[int(rng.integers(len(titles)))]

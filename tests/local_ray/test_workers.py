@@ -1,5 +1,6 @@
 """Rollout workers that die, hang or answer nonsense: the samples stay the same, on real engines."""
 
+import ctypes
 import os
 import signal
 import time
@@ -124,10 +125,19 @@ def test_a_worker_killed_with_a_chunk_in_hand_loses_nothing(watched: Watched) ->
     assert pool.say == say, "the victim held a chunk"
 
 
-def test_a_worker_that_is_stopped_is_found_by_its_pings(watched: Watched) -> None:
+def hold_the_gil(actor: Any) -> None:
+    """As an extension that computes for ever: no other thread of the process gets its turn."""
+    ctypes.PyDLL(None).sleep(600)
+
+
+@pytest.mark.parametrize("how", ["stopped", "holding the GIL"])
+def test_a_worker_that_hangs_is_found_by_its_pings(watched: Watched, how: str) -> None:
     silent, victim = watched.deaths(Death.SILENT), watched.workers()[0]
     pid = watched.pid(victim)
-    os.kill(pid, signal.SIGSTOP)
+    if how == "stopped":
+        os.kill(pid, signal.SIGSTOP)
+    else:
+        watched.rollouts.pool.actors[victim].__ray_call__.remote(hold_the_gil)
     began = time.monotonic()
     assert watched.sample() == watched.straight
     assert watched.deaths(Death.SILENT) == silent + 1

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors import judge, judges
-from actors.judge import Home
+from actors.judge import Ask, Home
 from actors.judges import Judges
 from rlhf_ray.config.judges import BradleyTerryJudge, Judge, JudgeFleet, RuleJudge
 from rlhf_ray.config.schema import Timeouts
 from rlhf_ray.errors import ClusterUnavailable
+from rlhf_ray.messages import Judgement
 from rlhf_ray.scheduling.homes import homes
 
 
@@ -150,3 +152,32 @@ def test_judges_are_built_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) ->
     assert found.pools[("a",)].workers.options == {
         "tokens_per_batch": 77, "critic": None, "num_gpus": 0.5, "precision": "bf16",
     }  # fmt: skip
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("values", "failures", "why"),
+    [
+        ([[1.0, 2.0]], {}, None),
+        ([[1.0, NAN]], {"timeout": 1}, None),
+        ([[1.0], [2.0]], {}, "values of shape (2, 1) where (1, 2) was asked"),
+        ([[1.0, NAN]], {}, "1 values that are not finite, 0 have a reason"),
+        ([[1.0, float("inf")]], {}, "1 values that are not finite, 0 have a reason"),
+        ([[1.0, 2.0]], {"timeout": 1}, "0 values that are not finite, 1 have a reason"),
+    ],
+)
+def test_a_worker_whose_scores_cannot_be_is_found_out(
+    values: list[list[float]], failures: dict[str, int], why: str | None
+) -> None:
+    ask = Ask("score", "a", (["p"], [["x", "y"]], [["", ""]], [None]))
+    assert Home.__new__(Home).check(ask, Judgement(np.array(values), failures)) == why
+
+
+def test_a_margin_may_be_missing_but_not_infinite() -> None:
+    home, ask = Home.__new__(Home), Ask("margins", "a", (["p", "q"],))
+    assert home.check(ask, np.array([1.0, NAN])) is None
+    assert home.check(ask, np.array([1.0])) == "values of shape (1,) where (2,) was asked"
+    infinite = home.check(ask, np.array([1.0, -float("inf")]))
+    assert infinite == "1 values that are not finite, 0 have a reason"

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy_runs
 from recipes import recipe_with
@@ -14,7 +15,9 @@ from rlhf_ray.config.schema import Loop
 from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.fsio import below
 from rlhf_ray.durable.manifest import write_manifest
+from rlhf_ray.durable.recorded import recorded_contexts
 from rlhf_ray.errors import BadData, RecipeError
+from rlhf_ray.rollouts.context import Contexts
 from rlhf_ray.verify import verify
 
 LOOP = Loop(rounds=2, waves=2, prompts=2)
@@ -25,10 +28,14 @@ def run(tmp_path: Path) -> Path:
     """A finished toy run of the real driver, with a judge in it."""
     (tmp_path / "config.resolved.yaml").touch()
     toy_runs.driven(tmp_path, loop=LOOP, keep=2)
-    judge = tmp_path / "judges/a"
-    judge.mkdir(parents=True)
-    (judge / "weights").write_bytes(b"w")
-    write_manifest(judge, {})
+    for name in ("judges/a", "start", "judges/.training-a-1/step-000002", "judges/.tmp-b"):
+        made = tmp_path / name
+        made.mkdir(parents=True)
+        (made / "weights").write_bytes(b"w")
+        write_manifest(made, {})
+    flip(tmp_path / "judges/.tmp-b/weights")
+    vectors = Contexts(["p"], np.ones((1, 2), np.float32))
+    recorded_contexts(tmp_path / "contexts.npy", lambda _: vectors)
     return tmp_path
 
 
@@ -48,7 +55,8 @@ def test_a_whole_run_is_whole_and_stays_as_it_is(run: Path) -> None:
     assert all(one.ok for one in found.values()), found
     assert list(found) == [
         "journal", "checkpoints/step-000002", "checkpoints/step-000003", "samples, pairs",
-        "rollouts", "metrics.jsonl", "judges/a",
+        "contexts.npy", "rollouts", "metrics.jsonl", "judges/.training-a-1/step-000002", "judges/a",
+        "start",
     ]  # fmt: skip
     assert "those of 4 waves" in found["samples, pairs"].says
     assert bytes_of(run) == before
@@ -62,6 +70,8 @@ def test_a_whole_run_is_whole_and_stays_as_it_is(run: Path) -> None:
         (lambda run: flip(next((run / "samples").glob("*.parquet"))), "samples, pairs"),
         (lambda run: next((run / "pairs").glob("*.parquet")).unlink(), "samples, pairs"),
         (lambda run: flip(run / "judges/a/weights"), "judges/a"),
+        (lambda run: flip(run / "start/weights"), "start"),
+        (lambda run: flip(run / "contexts.npy"), "contexts.npy"),
         (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl"),
     ],
 )
@@ -108,5 +118,10 @@ def test_rollouts_that_a_resume_needs_are_read_too(run: Path) -> None:
     shutil.rmtree(run / "checkpoints/step-000003")
     whole = {one.name: one for one in verify(run)}
     assert (whole["rollouts"].ok, "those of 1 waves" in whole["rollouts"].says) == (True, True)
-    flip(run / "rollouts/r001-w001.parquet")
-    assert [one.name for one in verify(run) if not one.ok] == ["rollouts"]
+    for name in ("r001-w001-critiques.json", "r001-w001.parquet"):
+        kept = (run / "rollouts" / name).read_bytes()
+        flip(run / "rollouts" / name)
+        bad = [one for one in verify(run) if not one.ok]
+        assert [one.name for one in bad] == ["rollouts"]
+        assert name in bad[0].says
+        (run / "rollouts" / name).write_bytes(kept)

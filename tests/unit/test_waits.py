@@ -13,6 +13,18 @@ Rule = Callable[[ast.Module, str], Iterator[ast.AST]]
 """(module, its file) -> the nodes that break the rule."""
 
 SPAWNS = {f"subprocess.{name}" for name in ("run", "call", "check_call", "check_output")}
+VERBS = ("get", "post", "put", "patch", "delete", "head", "options", "request")
+HTTP = (
+    {f"httpx.{name}" for name in (*VERBS, "stream", "Client", "AsyncClient")}
+    # Neither a session of requests nor Ray's client can be given a timeout for all it asks.
+    | {f"requests.{name}" for name in (*VERBS, "session", "Session")}
+    | {"urllib.request.urlopen", "JobSubmissionClient"}
+)
+GROUPS = {
+    "init_distributed", "init_process_group", "new_group", "new_subgroups",
+    "new_subgroups_by_enumeration", "split_group", "TCPStore",
+    "stateless_init_torch_distributed_process_group",
+}  # fmt: skip
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
@@ -27,10 +39,16 @@ def option(call: ast.Call, name: str) -> ast.expr | None:
     return next((one.value for one in call.keywords if one.arg == name), None)
 
 
-def ends(call: ast.Call) -> bool:
+def endless(value: ast.expr) -> bool:
+    """Whether a timeout is None, or a part of it: `(connect, read)`."""
+    parts = value.elts if isinstance(value, ast.Tuple) else [value]
+    return any(isinstance(part, ast.Constant) and part.value is None for part in parts)
+
+
+def ends(call: ast.Call, name: str = "timeout") -> bool:
     """Whether the call is given a timeout, and one that is not None."""
-    value = option(call, "timeout")
-    return value is not None and not (isinstance(value, ast.Constant) and value.value is None)
+    value = option(call, name)
+    return value is not None and not endless(value)
 
 
 def libraries(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -56,6 +74,29 @@ def process_without_timeout(tree: ast.Module, file: str) -> Iterator[ast.AST]:
         waits |= method in ("wait", "join", "result") and not call.args and "." in name
         if waits and not ends(call):
             yield call
+
+
+def http_without_timeout(tree: ast.Module, file: str) -> Iterator[ast.AST]:
+    for name, call in calls(tree):
+        asks = name in HTTP or name.rpartition(".")[2] == "urlopen"
+        # A request may also lift the timeout of its client.
+        waits = (asks or option(call, "timeout") is not None) and not ends(call)
+        if name == "httpx.Timeout":
+            # `pool` waits for a free connection, which is always there without `max_connections`.
+            parts = [*call.args, *(one.value for one in call.keywords if one.arg != "pool")]
+            waits = any(endless(part) for part in parts)
+        if waits:
+            yield call
+    yield from (node for name, node in libraries(tree) if name in HTTP | {"httpx.Timeout"})
+
+
+def group_without_timeout(tree: ast.Module, file: str) -> Iterator[ast.AST]:
+    for name, call in calls(tree):
+        stateless = name.endswith("StatelessProcessGroup.create")
+        meets = stateless or name.rpartition(".")[2] in GROUPS
+        if meets and not ends(call, "store_timeout" if stateless else "timeout"):
+            yield call
+    yield from (node for name, node in libraries(tree) if name.rpartition(".")[2] in GROUPS)
 
 
 def sleep_without_deadline(tree: ast.Module, file: str) -> Iterator[ast.AST]:
@@ -126,6 +167,34 @@ RULES: dict[Rule, list[str]] = {
         "process.communicate(b'')",
         "future.result()",
     ],
+    http_without_timeout: [
+        "httpx.Client(trust_env=False)",
+        "httpx.AsyncClient(timeout=None)",
+        "httpx.get(url)",
+        "httpx.post(url, json=body)",
+        "httpx.request('GET', url)",
+        "httpx.stream('GET', url)",
+        "httpx.Timeout(None)",
+        "httpx.Timeout(5.0, read=None)",
+        "client.stream('POST', url, timeout=None)",
+        "urllib.request.urlopen(url)",
+        "request.urlopen(url)",
+        "requests.get(url)",
+        "requests.post(url, timeout=(3.0, None))",
+        "requests.Session()",
+        "JobSubmissionClient(address)",
+        "from httpx import AsyncClient",
+        "from urllib.request import urlopen",
+    ],
+    group_without_timeout: [
+        "deepspeed.init_distributed(dist_backend='nccl')",
+        "dist.init_process_group('gloo', timeout=None)",
+        "torch.distributed.new_group([0, 1])",
+        "dist.TCPStore(host, port)",
+        "StatelessProcessGroup.create(host, port, rank, world)",
+        "utils.StatelessProcessGroup.create(host, port, rank, world, timeout=30)",
+        "from torch.distributed import new_group",
+    ],
     sleep_without_deadline: [
         "while not ready():\n    time.sleep(1)",
         "from time import sleep",
@@ -160,6 +229,12 @@ ray.get(ref, timeout=30.0)
 os.path.join(folder, name)
 thread.join(timeout=5.0)
 subprocess.run(["ls"], timeout=30)
+httpx.AsyncClient(timeout=httpx.Timeout(connect=1.0, read=limit_s, write=limit_s, pool=None))
+urllib.request.urlopen(url, timeout=limit_s)
+requests.get(url, timeout=(3.0, 30.0))
+class Bounded(JobSubmissionClient): ...
+dist.init_process_group("gloo", timeout=timedelta(seconds=limit_s))
+StatelessProcessGroup.create(host, port, rank, world, store_timeout=30)
 np.load(path, allow_pickle=False)
 while time.monotonic() < deadline:
     time.sleep(0.1)
