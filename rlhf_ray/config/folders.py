@@ -16,10 +16,10 @@ from rlhf_ray.config.schema import FileData, Recipe
 from rlhf_ray.data.records import ENDINGS, HUB_NAME, listed
 
 
-def read_config(path: str) -> dict[str, Any]:
+def read_config(path: str, name: str = "config.json") -> dict[str, Any]:
     """`config.json` of a model folder; empty where it is not here or not readable."""
     try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((Path(path) / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -56,6 +56,7 @@ def model_problems(recipe: Recipe) -> Iterator[str]:
         if not isinstance(judge, Trained) or judge.path is None:
             continue
         key = f"judges.{name}.path"
+        yield from _template(name, judge, recipe)
         if isinstance(judge, GenerativeJudge):
             yield from _language_model(key, judge.path)
             continue
@@ -129,6 +130,19 @@ def _language_model(key: str, path: str) -> Iterator[str]:
     yield from _folder(key, path)
     if kinds := _others(path, "ForCausalLM", "LMHeadModel"):
         yield f"{key} {path} holds {kinds}, not a causal language model; give one"
+
+
+def _template(name: str, judge: Trained, recipe: Recipe) -> Iterator[str]:
+    """A judge of ours that would be asked otherwise than it was taught to answer."""
+    key, asked = f"judges.{name}.template", getattr(judge, "template", None)
+    if judge.kind == "critiqued" and recipe.critic is not None:
+        key, asked = "critic.template", recipe.critic.template
+    taught = read_config(str(judge.path), "judge.json").get("template")
+    if asked and taught and asked != taught:
+        yield (
+            f"{key} is {asked}, but judges.{name}.path {judge.path} was trained on {taught} (its "
+            f"judge.json); set {key} to {taught}"
+        )
 
 
 def _one_label(key: str, path: str) -> Iterator[str]:

@@ -104,7 +104,7 @@ class FileTask:
         return wave_prompts(self.prompts, seed=self.seed, index=step.index, size=size)
 
     def fresh(self, round: int, size: int) -> list[Prompt]:
-        """Prompts the policy answers for a refresh; not those of the waves that follow.
+        """Prompts the policy answers for a refresh, drawn by a key of their own.
 
         Raises BadData when there are not so many.
         """

@@ -48,7 +48,7 @@ class GoldTask:
         return self._draw(size, f"wave-{step.index}", evaluation=False)
 
     def fresh(self, round: int, size: int) -> list[Prompt]:
-        """Prompts the policy answers for a refresh; not those of the waves that follow."""
+        """Prompts the policy answers for a refresh, drawn by a key of their own."""
         return self._draw(size, f"refresh-{round}", evaluation=False)
 
     def held_out(self, size: int) -> list[Prompt]:

@@ -83,6 +83,28 @@ def test_a_judge_with_one_label_is_taken(tmp_path: Path) -> None:
     assert problems(**judge_at(model_folder(tmp_path / "judge", **CLASSIFIER))) == []
 
 
+@pytest.mark.parametrize("train", [None, GOLD])
+def test_a_judge_is_asked_as_it_was_taught(tmp_path: Path, train: Any) -> None:
+    path = model_folder(tmp_path / "judge", **WRITER)
+    (tmp_path / "judge" / "judge.json").write_text('{"template": "terse-1"}')
+    judge = {"kind": "generative", "path": path, "train": train}
+    (found,) = problems(judges={"a": judge})
+    assert found == (
+        f"judges.a.template is judge-1, but judges.a.path {path} was trained on terse-1 (its "
+        "judge.json); set judges.a.template to terse-1"
+    )
+    assert problems(judges={"a": judge | {"template": "terse-1"}}) == []
+
+
+def test_a_critic_asks_as_its_judges_were_taught(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "judge", **CLASSIFIER)
+    (tmp_path / "judge" / "judge.json").write_text('{"template": "terse-1"}')
+    judge = {"a": {"kind": "critiqued", "path": path}}
+    (found,) = problems(judges=judge, critic={"kind": "policy", "max_tokens": 4})
+    assert found.startswith("critic.template is review-1, but")
+    assert found.endswith("set critic.template to terse-1")
+
+
 def test_a_local_policy_is_measured_by_its_config(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 8, "max_position_embeddings": 16}
     path = model_folder(tmp_path / "m", architectures=["GPT2LMHeadModel"], **sizes)
