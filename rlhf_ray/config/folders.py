@@ -135,8 +135,9 @@ def _language_model(key: str, path: str) -> Iterator[str]:
 def _template(name: str, judge: Trained, recipe: Recipe) -> Iterator[str]:
     """A judge of ours that would be asked otherwise than it was taught to answer."""
     key, asked = f"judges.{name}.template", getattr(judge, "template", None)
-    if judge.kind == "critiqued" and recipe.critic is not None:
-        key, asked = "critic.template", recipe.critic.template
+    if judge.kind == "critiqued" and (critic := recipe.critic) is not None:
+        key = "critic.template (-score: with critic.score)"
+        asked = f"{critic.template}-score" if critic.score else critic.template
     taught = read_config(str(judge.path), "judge.json").get("template")
     if asked and taught and asked != taught:
         yield (

@@ -98,11 +98,12 @@ def test_a_judge_is_asked_as_it_was_taught(tmp_path: Path, train: Any) -> None:
 
 def test_a_critic_asks_as_its_judges_were_taught(tmp_path: Path) -> None:
     path = model_folder(tmp_path / "judge", **CLASSIFIER)
-    (tmp_path / "judge" / "judge.json").write_text('{"template": "terse-1"}')
-    judge = {"a": {"kind": "critiqued", "path": path}}
-    (found,) = problems(judges=judge, critic={"kind": "policy", "max_tokens": 4})
-    assert found.startswith("critic.template is review-1, but")
-    assert found.endswith("set critic.template to terse-1")
+    (tmp_path / "judge" / "judge.json").write_text('{"template": "review-1-score"}')
+    judge, critic = {"a": {"kind": "critiqued", "path": path}}, {"kind": "policy", "max_tokens": 4}
+    (found,) = problems(judges=judge, critic=critic)
+    assert found.startswith("critic.template (-score: with critic.score) is review-1, but")
+    assert found.endswith("to review-1-score")
+    assert problems(judges=judge, critic=critic | {"score": True}) == []
 
 
 def test_a_local_policy_is_measured_by_its_config(tmp_path: Path) -> None:
