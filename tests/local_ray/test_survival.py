@@ -63,7 +63,7 @@ class Run:
         (
             [("RolloutActor.generate", ""), ("JudgeActor.score", '"kind":"rollouts"'),
              ("RolloutActor.finish_weight_update", '"kind":"learn"')],
-            ["rollout worker", "judge 0 worker 0: infra"],
+            ["rollout worker", "judge 0 worker"],
         ),
         (
             [("LearnerActor.update", '"kind":"wave"'), ("RolloutActor", '"key":"r001-w000"')],
