@@ -176,7 +176,8 @@ class Rollouts:
         for at in range(0, len(prompts), size):
             part = prompts[at : at + size]
             ids = [self.chat.prompt_ids(prompt.text) for prompt in part]
-            key = f"{purpose}, prompts {at} to {at + len(part) - 1}, call {self._calls}"
+            named = f"prompts {at} ('{part[0].id}') to {at + len(part) - 1} ('{part[-1].id}')"
+            key = f"{purpose}, {named}, call {self._calls}"
             jobs[key] = Chunk(purpose, part, ids, {"samples": samples, **options})
         self.pool.submit(f"{purpose.rstrip('0123456789-')} x {samples}", jobs)
         finish([self.pool])
