@@ -53,8 +53,8 @@ VOTED = {
     "voters: flip + margin": Denoising(flip=True, margin_scale=MARGIN, margin_clip=CLIP),
     "voters: soft 0.1 + margin": Denoising(epsilon=0.1, margin_scale=MARGIN, margin_clip=CLIP),
 }
-SHARES = {0.0: True, 0.1: False, 0.25: True}
-"""Labels turned round, and whether voters are asked."""
+SHARES = (0.0, 0.1, 0.25)
+"""Labels turned round."""
 LONGER, NGRAMS, ALL_NGRAMS = "longer response", "n-grams", "n-grams, all pairs"
 GRADED = {
     "graded pairs: baseline": Denoising(by="annotators"),
@@ -162,7 +162,7 @@ def one_seed(cells: Cells, gang: Gang, work: Path, seed: int, data: Files) -> No
     note_what_fits(work, data, train, bench.dev)
     picked = generator(seed, "picked").permutation(len(train))[:PAIRS]
     drawn = [train[row] for row in np.sort(picked)]
-    for share, ask in SHARES.items():
+    for share in SHARES:
         # One draw for all shares: what is turned round at 10 % is so at 25 %, too.
         flipped = generator(seed, "flips").random(PAIRS) < share
         pairs = [flip(one) if wrong else one for one, wrong in zip(drawn, flipped, strict=True)]
@@ -173,10 +173,9 @@ def one_seed(cells: Cells, gang: Gang, work: Path, seed: int, data: Files) -> No
         }
         if share == 0.0:
             arms |= clean_arms(bench, train, pairs)
-        if ask:
-            strengths = voted(cells, bench, pairs, flipped, share)
-            for name, recipe in VOTED.items():
-                arms[name] = partial(bench.judge, denoised(pairs, strengths, recipe))
+        strengths = voted(cells, bench, pairs, flipped, share)
+        for name, recipe in VOTED.items():
+            arms[name] = partial(bench.judge, denoised(pairs, strengths, recipe))
         for name, compute in arms.items():
             earn = partial(bench.earn, compute, name, share)
             cells.cell(earn, arm=name, seed=seed, flips=share)
@@ -329,8 +328,6 @@ def over_prompts(differences: Sequence[Floats], dev: Sequence[Preference]) -> st
 
 def voters_line(rows: Sequence[Row]) -> str:
     votes = [row for row in rows if row["arm"] == "voters"]
-    if not votes:
-        return "No voters were asked."
 
     def mean(name: str) -> str:
         return shown([row[name] for row in votes])
