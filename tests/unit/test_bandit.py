@@ -154,6 +154,16 @@ def test_the_inverse_is_that_of_a_dense_solve_after_five_hundred_updates() -> No
         assert state["pulls"][arm] == len(mine)
 
 
+def test_a_wave_is_paid_for_by_sums_whose_order_depends_on_no_number_of_cores() -> None:
+    rng = generator(1, "test")
+    contexts, bandit = rng.normal(size=(3000, 33)), LinUCB(1, 33, alpha=0.5, ridge=2.0)
+    bandit.learn(contexts, ask_one(np.zeros(3000, np.int64), 1), np.ones(3000))
+    gram = np.zeros((33, 33))
+    for context in contexts:  # a matrix product has other last bits, and others on other machines
+        gram += np.outer(context, context)
+    np.testing.assert_array_equal(bandit.gram[0], 2.0 * np.eye(33) + gram)
+
+
 def test_bounds_are_estimate_plus_width() -> None:
     bandit = LinUCB(2, 1, alpha=0.5, ridge=1.0)
     bandit.learn(np.array([[1.0], [1.0]]), ask_one(np.array([0, 0]), 2), np.array([1.0, 0.5]))
