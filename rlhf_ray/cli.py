@@ -23,7 +23,14 @@ from typer.core import TyperGroup
 import rlhf_ray
 from rlhf_ray.arguments import HELP, OVERRIDES, Config, RunDir, checked
 from rlhf_ray.durable.staging import local
-from rlhf_ray.errors import STOPPED, BadData, ClusterUnavailable, RecipeError, RlhfRayError
+from rlhf_ray.errors import (
+    STOPPED,
+    BadData,
+    ClusterUnavailable,
+    RecipeError,
+    RlhfRayError,
+    in_words,
+)
 from rlhf_ray.judge_cli import judge_app
 from rlhf_ray.submit_cli import submit
 
@@ -82,11 +89,9 @@ def main() -> None:
     try:
         app(prog_name="rlhf-ray")
     except RlhfRayError as error:
-        # An error from a worker also carries its traceback; its cause is what a person needs.
         from rlhf_ray.console import visible
 
-        # It may quote what data or a model says.
-        said = visible(str(getattr(error, "cause", error)))
+        said = visible(in_words(error))  # it may quote what data or a model says
         Console(stderr=True).print(Text("error: ", "bold red") + Text(said), soft_wrap=True)
         sys.exit(error.exit_code)
     except Exception:

@@ -26,6 +26,12 @@ class RlhfRayError(Exception):
     exit_code: ClassVar[int] = 70
 
 
+def in_words(error: Exception) -> str:
+    """What an error tells a person: one from a worker also carries its traceback, and its cause is
+    what is needed."""
+    return str(getattr(error, "cause", error))
+
+
 class RecipeError(RlhfRayError):
     exit_code = 78
 

@@ -248,7 +248,8 @@ class RemoteJudge(Endpoint):
     batch: Count = 32
     """Texts per request; a conversation is always a request of its own."""
     max_failed: Share = 0.0
-    """Largest share of responses without a score; beyond it the run stops."""
+    """Largest share of responses without a score, among those of one piece
+    (`judge_fleet.chunk_prompts` prompts); beyond it the run stops."""
 
     @model_validator(mode="after")
     def _has_its_texts(self) -> "RemoteJudge":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rlhf_ray.errors import StorageFailed
+from rlhf_ray.errors import StorageFailed, in_words
 
 Work = Callable[[], None]
 Say = Callable[[str], None]
@@ -151,7 +151,7 @@ def beside(say: Say = lambda line: None) -> Iterator[Beside]:
         yield writer
     except Exception as error:
         if writer.busy:
-            say(f"{error}\n  the run ends when what was done before is kept")
+            say(f"{in_words(error)}\n  the run ends when what was done before is kept")
         _end(writer, error)
         raise
     except BaseException:
