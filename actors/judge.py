@@ -130,6 +130,9 @@ class Home:
         A margin may be NaN: the pair is too long.
         """
         asked: tuple[int, ...]
+        kind: type[Any] = np.ndarray if job.method == "margins" else Judgement
+        if not isinstance(value, kind):
+            return f"{type(value).__name__} where {kind.__name__} was asked"
         if job.method == "margins":
             (pairs,) = job.arguments
             asked, values, failed = (len(pairs),), value, int(np.isnan(value).sum())

@@ -116,10 +116,16 @@ class RolloutWorkers:
     def check(self, job: Chunk, value: Any) -> str | None:
         """Whether these are rollouts of the prompts, as many responses as were asked for."""
         samples = job.options["samples"]
+        if not (isinstance(value, list) and all(isinstance(one, Rollout) for one in value)):
+            return f"{type(value).__name__} where a list of rollouts was asked"
         if [one.prompt.id for one in value] != [prompt.id for prompt in job.prompts]:
             return "rollouts of other prompts"
         if any(len(one.responses) != samples for one in value):
             return f"not {samples} responses to each prompt"
+        for response in (one for rollout in value for one in rollout.responses):
+            logprobs = response.logprobs
+            if len(logprobs) != len(response.token_ids) or not np.isfinite(logprobs).all():
+                return "a response whose tokens have no log-probabilities"
         return None
 
 

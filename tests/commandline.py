@@ -1,13 +1,16 @@
 """The command line as a user calls it, for tests that run the whole program."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from conftest import ROOT
+from victims import descendants, strike
 
 RUN_S = 600
 """Deadline of one command line in a test."""
@@ -31,21 +34,57 @@ def journal_text(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted((folder / "journal").glob("*.jsonl")))
 
 
-def killed_when(seen: str, folder: Path, *arguments: str) -> str:
-    """SIGKILL the driver of a run as soon as the journal in its folder tells of something; what it
-    has said. `arguments` as of a user."""
-    log = folder.with_suffix(".log")
-    with log.open("w") as out:
-        driver = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=out, stderr=out)
+class Driver:
+    """A run beside the test, and what it says. `arguments` as of a user, less the folder."""
+
+    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self.folder, self.log = folder, folder.with_suffix(".log")
+        asked = command("run", "--run-dir", str(folder), *arguments)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(asked, cwd=ROOT, env=env, stdout=log, stderr=log)
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, seen: str) -> None:
+        """Until it says this, or its journal tells of it."""
         ends = time.monotonic() + RUN_S
-        while (
-            time.monotonic() < ends and driver.poll() is None and seen not in journal_text(folder)
-        ):
-            time.sleep(0.002)
-        assert driver.poll() is None, log.read_text()
-        driver.kill()
-        driver.wait(timeout=60)
-    return log.read_text()
+        while seen not in journal_text(self.folder) + self.said():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < ends, self.said()
+            time.sleep(0.005)
+
+    def strike(self, title: str, *, after: str = "", kind: int = signal.SIGKILL) -> None:
+        """Send a signal to a worker in this phase, once something was seen."""
+        self.until(after)
+        strike(self.process.pid, title, timeout_s=RUN_S, kind=kind)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=60)
+
+    def end(self) -> str:
+        """Wait for it and for all its processes; what it said."""
+        family = descendants(self.process.pid)
+        assert self.process.wait(timeout=RUN_S) == 0, self.said()
+        left = psutil.wait_procs(family, timeout=30)[1]
+        assert left == [], "processes of the run that outlive it"
+        return self.said()
+
+
+def killed_when(seen: str, folder: Path, *arguments: str) -> str:
+    """SIGKILL the driver of a run as soon as it, or its journal, tells of something; what it has
+    said."""
+    with Driver(folder, *arguments) as driver:
+        driver.until(seen)
+        assert driver.process.poll() is None, driver.said()
+    return driver.said()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -96,16 +96,16 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def asked(service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command, less the folder of the run."""
+    """Arguments of `run`, less its folder."""
     file = tmp_path_factory.mktemp("recipe") / "elsewhere.yaml"
     file.write_text(yaml.safe_dump(recipe(service.url)))
-    return ["run", "-c", str(file), *SMALL_LOOP, *small_judge("reader")]
+    return ["-c", str(file), *SMALL_LOOP, *small_judge("reader")]
 
 
 @pytest.fixture(scope="module")
 def run(asked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "elsewhere"
-    done = rlhf_ray(*asked, "--run-dir", str(folder))
+    done = rlhf_ray("run", "--run-dir", str(folder), *asked)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -143,7 +143,7 @@ def test_a_driver_killed_between_answers_ends_where_an_unbroken_run_ends(
     asked: list[str], run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    killed_when('"key":"r000-w001","kind":"critiques"', folder, *asked, "--run-dir", str(folder))
-    resumed = rlhf_ray(*asked, "--run-dir", str(folder))
+    killed_when('"key":"r000-w001","kind":"critiques"', folder, *asked)
+    resumed = rlhf_ray("run", "--run-dir", str(folder), *asked)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert [one for one in compare(run, folder) if not one.equal] == []

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commandline import killed_when, metrics, rlhf_ray
+from commandline import Driver, metrics, rlhf_ray
 from conftest import SMALL_LOOP, small_judge
 
 from rlhf_ray.durable.manifest import verify_manifest
@@ -23,10 +23,16 @@ RUNS = {
     "refresh_meta": [
         *small_judge("sort_judge"), *small_judge("reverse_judge"), "refresh.steps=4",
         "refresh.prompts=16", "refresh.responses=3", "refresh.gate=1.0",
+        # And one that reads what the policy itself says of its responses.
+        "critic.kind=policy", "critic.template=terse-1", "critic.max_tokens=12",
+        "judges.reader.kind=critiqued", "judges.reader.train.preferences.kind=gold",
+        "judges.reader.train.preferences.expert=sort",
+        *small_judge("reader"),
     ],
     "pool_mixed": [
         *small_judge("scalar"), *small_judge("gram"), *small_judge("reader"),
         "judges.gram.pretrain.steps=10", *CRITIC,
+        "judges.scalar.serve=vllm", "judges.gram.serve=vllm",
     ],
 }  # fmt: skip
 
@@ -74,6 +80,7 @@ def test_judges_are_refreshed_before_each_later_round(runs: dict[str, Path]) -> 
     assert [(row["round"], row["judge"]) for row in rows] == [
         (1, "sort_judge"),
         (1, "reverse_judge"),
+        (1, "reader"),
     ]
     for row in rows:
         assert row["promoted"], "the gate of this test lets everything through"
@@ -109,20 +116,22 @@ def test_critiques_stand_beside_the_responses(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "seen"),
+    ("recipe", "victim", "seen"),
     [
-        ("refresh_meta", '"key":"r001-w000","kind":"scores"'),  # judged by refreshed judges
-        ("pool_mixed", '"kind":"critiques"'),  # criticised, not yet judged
+        # Judged by refreshed judges.
+        ("refresh_meta", "JudgeActor.score", '"key":"r001-w000","kind":"scores"'),
+        # Criticised, not yet judged.
+        ("pool_mixed", "CriticActor.generate", '"key":"r000-w001","kind":"critiques"'),
     ],
 )
-def test_a_driver_killed_between_judges_ends_where_an_unbroken_run_ends(
-    recipe: str, seen: str, runs: dict[str, Path], tmp_path: Path
+def test_a_run_whose_worker_and_then_driver_are_killed_ends_where_an_unbroken_run_ends(
+    recipe: str, victim: str, seen: str, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
-    asked = [
-        "run", "-c", f"configs/{recipe}.yaml", "--run-dir", str(folder), *SMALL_LOOP, *RUNS[recipe]
-    ]  # fmt: skip
-    killed_when(seen, folder, *asked)
-    resumed = rlhf_ray(*asked)
+    asked = ["-c", f"configs/{recipe}.yaml", *SMALL_LOOP, *RUNS[recipe]]
+    with Driver(tmp_path / "run", *asked) as run:
+        run.strike(victim)
+        run.until(seen)
+    assert "1 killed" in run.said()
+    resumed = rlhf_ray("run", "--run-dir", str(run.folder), *asked)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert [one for one in compare(runs[recipe], folder) if not one.equal] == []
+    assert [one for one in compare(runs[recipe], run.folder) if not one.equal] == []

@@ -118,9 +118,9 @@ def test_a_driver_killed_anywhere_ends_where_an_unbroken_run_ends(
     seen: str, tiny_run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    asked = ["run", "-c", "configs/demo.yaml", "--run-dir", str(folder), *TINY]
+    asked = ["-c", "configs/demo.yaml", *TINY]
     killed_when(seen, folder, *asked)
-    resumed = rlhf_ray(*asked)
+    resumed = rlhf_ray("run", "--run-dir", str(folder), *asked)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert [one for one in compare(tiny_run, folder) if not one.equal] == []
 

@@ -17,9 +17,8 @@ MADE = ("contexts", "judges", "start policy")
 RELEASED = sorted(one for one in (ROOT / "tests/data/released").iterdir() if one.is_dir())
 
 
-def tiny(folder: Path, *changes: str) -> list[str]:
-    """A command line that begins the small demo, or goes on with it."""
-    return ["run", "-c", "configs/demo.yaml", "--run-dir", str(folder), *TINY, *changes]
+DEMO = ["-c", "configs/demo.yaml", *TINY]
+"""Begins the small demo, or goes on with it."""
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -45,12 +44,12 @@ def near(row: dict[str, Any]) -> dict[str, Any]:
 def moved(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The run killed on one rank, then on two, and ended on one; each time at another place."""
     first, second, third = (tmp_path_factory.mktemp("moved") / "run" for _ in range(3))
-    killed_when('"key":"r001-w000","kind":"rollouts"', first, *tiny(first))
+    killed_when('"key":"r001-w000","kind":"rollouts"', first, *DEMO)
     shutil.move(first, second)
     before = written(second)
-    said = killed_when('"key":"r001-w001","kind":"rollouts"', second, *tiny(second, *TWO))
+    said = killed_when('"key":"r001-w001","kind":"rollouts"', second, *DEMO, *TWO)
     shutil.move(second, third)
-    ended = rlhf_ray(*tiny(third))
+    ended = rlhf_ray("run", "--run-dir", str(third), *DEMO)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return {"run": third, "two": said, "one": ended.stdout, "made": before}
 

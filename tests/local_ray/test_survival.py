@@ -1,16 +1,12 @@
 """Workers of every role are killed in a run, in phases that are seen: its end stays the same."""
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
-from commandline import RUN_S, command, journal_text
+from commandline import RUN_S, Driver, command
 from conftest import ROOT, TINY
-from victims import descendants, strike
 
 from rlhf_ray.same_end import compare
 
@@ -22,39 +18,13 @@ with cluster(1.0, 60.0):
 os.kill(os.getpid(), signal.SIGTERM)
 print("alive")
 """
+DEMO = ["-c", "configs/demo.yaml", *TINY]
 WORKERS = {
     "rollouts.workers": 2, "timeouts.ping_s": 2,
     # Two workers hold all judges, and take their chunks in turn.
     **{f"judges.{one}_judge.replicas": 2 for one in ("sort", "reverse", "rotate", "swap")},
     "judge_fleet.chunk_prompts": 2,
 }  # fmt: skip
-
-
-class Run:
-    """A driver on its own, and what it says."""
-
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        self.folder, self.said = folder, folder.with_suffix(".log")
-        asked = ["run", "-c", "configs/demo.yaml", "--run-dir", str(folder), *TINY, *overrides]
-        with self.said.open("w") as log:
-            self.driver = subprocess.Popen(command(*asked), cwd=ROOT, stdout=log, stderr=log)
-
-    def kill(self, title: str, *, after: str, kind: int = signal.SIGKILL) -> None:
-        """End a worker in this phase, once the journal tells of something."""
-        ends = time.monotonic() + RUN_S
-        while after not in journal_text(self.folder):
-            assert self.driver.poll() is None, self.said.read_text()
-            assert time.monotonic() < ends, self.said.read_text()
-            time.sleep(0.01)
-        strike(self.driver.pid, title, timeout_s=RUN_S, kind=kind)
-
-    def end(self) -> str:
-        """Wait for it; what it said."""
-        family = descendants(self.driver.pid)
-        assert self.driver.wait(timeout=RUN_S) == 0, self.said.read_text()
-        left = psutil.wait_procs(family, timeout=30)[1]
-        assert left == [], "processes of the run that outlive it"
-        return self.said.read_text()
 
 
 @pytest.mark.parametrize(
@@ -75,10 +45,11 @@ class Run:
 def test_a_run_whose_workers_are_killed_ends_like_one_whose_are_not(
     victims: list[tuple[str, str]], told: list[str], tiny_run: Path, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "run", *(f"{key}={value}" for key, value in WORKERS.items()))
-    for title, after in victims:
-        run.kill(title, after=after)
-    said = run.end()
+    workers = [f"{key}={value}" for key, value in WORKERS.items()]
+    with Driver(tmp_path / "run", *DEMO, *workers) as run:
+        for title, after in victims:
+            run.strike(title, after=after)
+        said = run.end()
     for line in told:
         assert line in said
     assert [one for one in compare(tiny_run, run.folder) if not one.equal] == []
@@ -87,21 +58,15 @@ def test_a_run_whose_workers_are_killed_ends_like_one_whose_are_not(
 def test_a_run_that_is_scaled_while_it_runs_ends_like_one_that_is_not(
     tiny_run: Path, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "run")
-    for after, order in (
-        ("", ["rollouts=3", "judges=2"]),
-        ('"key":"r000-w001","kind":"scores"', ["rollouts=1", "judges=1"]),
-    ):
-        ends = time.monotonic() + RUN_S
-        while (
-            after not in journal_text(run.folder)
-            or not (run.folder / "config.resolved.yaml").exists()
+    with Driver(tmp_path / "run", *DEMO) as run:
+        for after, order in (
+            ("rollout engines ready", ["rollouts=3", "judges=2"]),
+            ('"key":"r000-w001","kind":"scores"', ["rollouts=1", "judges=1"]),
         ):
-            assert run.driver.poll() is None, run.said.read_text()
-            assert time.monotonic() < ends, run.said.read_text()
-            time.sleep(0.01)
-        subprocess.run(command("scale", str(run.folder), *order), cwd=ROOT, timeout=60, check=True)
-    run.end()
+            run.until(after)
+            asked = command("scale", str(run.folder), *order)
+            subprocess.run(asked, cwd=ROOT, timeout=60, check=True)
+        run.end()
     assert (run.folder / "logs" / "rollout-2.log").exists()
     assert (run.folder / "logs" / "judge-1.log").exists()
     assert [one for one in compare(tiny_run, run.folder) if not one.equal] == []

@@ -175,6 +175,13 @@ def test_a_worker_whose_scores_cannot_be_is_found_out(
     assert Home.__new__(Home).check(ask, Judgement(np.array(values), failures)) == why
 
 
+@pytest.mark.parametrize("method", ["score", "margins"])
+def test_a_worker_that_answers_something_else_altogether_is_found_out(method: str) -> None:
+    wrong = Home.__new__(Home).check(Ask(method, "a", ()), "garbage")
+    assert wrong is not None
+    assert wrong.startswith("str where ")
+
+
 def test_a_margin_may_be_missing_but_not_infinite() -> None:
     home, ask = Home.__new__(Home), Ask("margins", "a", (["p", "q"],))
     assert home.check(ask, np.array([1.0, NAN])) is None

@@ -1,5 +1,6 @@
 """What does a call that failed say about its worker?"""
 
+import numpy as np
 import pytest
 from ray.exceptions import (
     ActorDiedError,
@@ -65,8 +66,9 @@ def test_an_error_of_ours_is_raised_at_once(error: Exception) -> None:
         told(3, task(error), "a chunk")
 
 
-def rollout(id: str, responses: int) -> Rollout:
-    return Rollout(Prompt(id, "ask", "s"), (1,), (Response("a", (1,), None, True),) * responses, 0)  # type: ignore[arg-type]
+def rollout(id: str, responses: int, *logprobs: float) -> Rollout:
+    response = Response("a", (1,), np.array(logprobs or [-0.5], np.float32), True)
+    return Rollout(Prompt(id, "ask", "s"), (1,), (response,) * responses, 0)
 
 
 def test_rollouts_of_other_prompts_or_too_few_are_no_answer() -> None:
@@ -78,3 +80,7 @@ def test_rollouts_of_other_prompts_or_too_few_are_no_answer() -> None:
     assert workers.check(job, [rollout("a", 2)]) == "rollouts of other prompts"
     wrong = workers.check(job, [rollout("a", 2), rollout("b", 1)])
     assert wrong == "not 2 responses to each prompt"
+    assert workers.check(job, None) == "NoneType where a list of rollouts was asked"
+    for logprobs in ((float("nan"),), (-0.5, -0.5)):
+        wrong = workers.check(job, [rollout("a", 2), rollout("b", 2, *logprobs)])
+        assert wrong == "a response whose tokens have no log-probabilities"
