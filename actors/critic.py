@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from actors.rollout import Rollouts
+from actors.rollout import RolloutActor, Rollouts
 from rlhf_ray.config.judges import Critic
 from rlhf_ray.critiques.writer import TOO_LONG, Ask, Completion
 from rlhf_ray.messages import Prompt
+
+
+class CriticActor(RolloutActor):
+    """An engine with the critic's own model, under a name of its own among Ray's actors."""
 
 
 class EngineCritic:

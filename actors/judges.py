@@ -132,6 +132,8 @@ class Judges:
 
         Raises ClusterUnavailable where there are no others.
         """
+        if self.pools:
+            self.tell(f"{self.size} judge workers were ordered; the run waits for new ones to load")
         try:
             gather(list(new.values()), within_s=self.start_s if self.pools else None)
         except ClusterUnavailable as error:

@@ -83,13 +83,19 @@ class RolloutWorkers:
     """What the workers of a pool of engines are."""
 
     def __init__(
-        self, name: str, path: str, settings: Settings, arguments: Any, logs: Path | None
+        self,
+        name: str,
+        path: str,
+        settings: Settings,
+        arguments: Any,
+        logs: Path | None,
+        actor: type[RolloutActor] = RolloutActor,
     ) -> None:
         self.name = name
         self.source: Source | None = None
         self._start = (path, settings, arguments)
         self._make = (logs, settings.threads)
-        self._remote = pooled(RolloutActor, settings.num_cpus, settings.num_gpus)
+        self._remote = pooled(actor, settings.num_cpus, settings.num_gpus)
 
     def make(self, number: int) -> Any:
         return self._remote.remote(f"{self.name}-{number}", *self._make)
@@ -150,6 +156,7 @@ class Rollouts:
         trust_remote_code: bool = False,
         logs: Path | None = None,
         name: str = "rollout",
+        actor: type[RolloutActor] = RolloutActor,
         wanted: Callable[[], int] | None = None,
         tell: Tell = print,
     ) -> None:
@@ -163,7 +170,7 @@ class Rollouts:
             "seed": seed,
             "trust_remote_code": trust_remote_code,
         }
-        self.workers = RolloutWorkers(name, path, settings, arguments, logs)
+        self.workers = RolloutWorkers(name, path, settings, arguments, logs, actor)
         wait = limits(timeouts, call_s=timeouts.generate_s, floor_s=CALL_FLOOR_S)
         size = wanted() if wanted else settings.fewest
         self.pool = WorkerPool(self.workers, size, wait, tell=tell, wanted=wanted)

@@ -29,13 +29,15 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def strike(driver: int, title: str, *, timeout_s: float, kind: int = signal.SIGKILL) -> int:
-    """Wait until a worker of the driver has this title, and send it a signal then; its pid. Raises
-    psutil.NoSuchProcess when the driver ends before.
+def strike(driver: int, phase: str, *, timeout_s: float, kind: int = signal.SIGKILL) -> int:
+    """Wait until a worker of the driver has this title, or, for `after ...`, has it no more and
+    hands its result over; send it a signal then, and return its pid. Raises psutil.NoSuchProcess
+    when the driver ends before.
 
     Listing all processes takes longer than some phases last: titles are read by pid between two
     lists.
     """
+    title, seen = phase.removeprefix("after "), set[int]()
     ends = time.monotonic() + timeout_s
     while time.monotonic() < ends:
         if not psutil.pid_exists(driver) or psutil.Process(driver).status() == "zombie":
@@ -45,6 +47,11 @@ def strike(driver: int, title: str, *, timeout_s: float, kind: int = signal.SIGK
         while time.monotonic() < again:
             for pid in known:
                 if _title(pid) == title:
+                    seen.add(pid)
+                    over = phase == title
+                else:
+                    over = pid in seen
+                if over:
                     os.kill(pid, kind)
                     return pid
             time.sleep(POLL_S)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.cluster import room
-from actors.critic import EngineCritic
+from actors.critic import CriticActor, EngineCritic
 from actors.delivery import Delivery
 from actors.judges import Judges
 from actors.learners import Learners
@@ -237,7 +237,7 @@ class Models:
             assert service is not None
             options = service.model_dump(exclude={"url", "model", "concurrency"})
             endpoint = EndpointCritic(
-                Client(service.url, **options), model=service.model or "",
+                Client(service.url, **options), model=service.model,
                 temperature=settings.temperature, max_tokens=settings.max_tokens,
                 seed=recipe.seed, concurrency=service.concurrency,
                 deadline_s=recipe.timeouts.generate_s,
@@ -258,7 +258,7 @@ class Models:
             path, Chat.load(path), critic_engine(recipe), recipe.timeouts,
             max_model_len=self._critic_room(path), precision=recipe.learner.precision,
             backend="host", seed=seed_of(recipe.seed, "critic"), logs=self.logs, name="critic",
-            tell=self.view.say,
+            actor=CriticActor, tell=self.view.say,
         )  # fmt: skip
 
     def _room_left(self) -> Callable[[], int]:

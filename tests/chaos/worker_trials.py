@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import yaml
 from bench import RUN_S, Bench, Check, Process, draws, family_of, gone, tail
 from victims import strike
 
-KILLED = "R2 rollout or judge worker killed in a phase that was seen: the run goes on, ends alike"
+KILLED = "R2 worker of any kind killed in a phase that was seen: the run goes on, ends alike"
 HANGING = "R11 rollout or judge worker suspended: found, replaced, and the run ends alike"
 LEARNER = "R3 learner rank killed in a phase that was seen: a new gang, the run ends alike"
 STUCK = "R12 learner rank suspended: found at its deadline, a new gang, the run ends alike"
@@ -22,8 +23,12 @@ WORKERS = (
     "RolloutActor", "RolloutActor.start", "RolloutActor.generate", "RolloutActor.logprobs",
     "RolloutActor.update_weights", "RolloutActor.finish_weight_update",
     "JudgeActor", "JudgeActor.load", "JudgeActor.score",
+    "after RolloutActor.generate", "after JudgeActor.score",
 )  # fmt: skip
-"""Idle, loading, generating, answering probes, and syncing."""
+"""Idle, loading, generating, answering probes, syncing, and returning."""
+BUSY = ("RolloutActor.generate", "JudgeActor.score")
+CRITICS = ("CriticActor", "CriticActor.start", "CriticActor.generate", "after CriticActor.generate")
+"""Of recipes whose critic has a model of its own."""
 LEARNERS = (
     "LearnerActor", "LearnerActor.update", "LearnerActor.deliver", "LearnerActor.save",
     "LearnerActor.begin_round", "LearnerActor.advance", "LearnerActor.begin",
@@ -34,11 +39,13 @@ SOON = [*FAST, *(f"timeouts.{name}_s=45" for name in ("update", "sync", "engine"
 
 
 def kill_workers(bench: Bench, seed: int, run: Path) -> list[Check]:
-    return broken(bench, seed, run, WORKERS, KILLED, signal.SIGKILL)
+    critic = yaml.safe_load(bench.recipe.read_text()).get("critic", {"kind": "none"})
+    titles = WORKERS + (CRITICS if critic.get("kind", "model") == "model" else ())
+    return broken(bench, seed, run, titles, KILLED, signal.SIGKILL)
 
 
 def suspend_workers(bench: Bench, seed: int, run: Path) -> list[Check]:
-    return broken(bench, seed, run, WORKERS[2:3] + WORKERS[-1:], HANGING, signal.SIGSTOP)
+    return broken(bench, seed, run, BUSY, HANGING, signal.SIGSTOP)
 
 
 def kill_learners(bench: Bench, seed: int, run: Path) -> list[Check]:

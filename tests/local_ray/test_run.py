@@ -106,20 +106,16 @@ def test_status_and_report_read_a_run_folder(tiny_run: Path) -> None:
     assert Path(made) == tiny_run / "report.html"
 
 
-@pytest.mark.parametrize(
-    "seen",
-    [
+def test_a_driver_killed_again_and_again_ends_where_an_unbroken_run_ends(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    folder, asked = tmp_path / "run", ["-c", "configs/demo.yaml", *TINY]
+    for seen in (
         '"key":"r000-w000","kind":"rollouts"',  # sampled, not yet judged
         '"key":"r000-w001","kind":"learn"',  # trained and paid, no checkpoint yet
         '"key":"r001-w000","kind":"checkpoint"',  # between two waves
-    ],
-)
-def test_a_driver_killed_anywhere_ends_where_an_unbroken_run_ends(
-    seen: str, tiny_run: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    asked = ["-c", "configs/demo.yaml", *TINY]
-    killed_when(seen, folder, *asked)
+    ):
+        killed_when(seen, folder, *asked)
     resumed = rlhf_ray("run", "--run-dir", str(folder), *asked)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert [one for one in compare(tiny_run, folder) if not one.equal] == []

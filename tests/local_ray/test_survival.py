@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from commandline import RUN_S, Driver, command
 from conftest import ROOT, TINY
 
@@ -27,30 +26,26 @@ WORKERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("victims", "told"),
-    [
-        (
-            [("RolloutActor.generate", ""), ("JudgeActor.score", '"kind":"rollouts"'),
-             ("RolloutActor.finish_weight_update", '"kind":"learn"')],
-            ["rollout worker", "judge 0 worker"],
-        ),
-        (
-            [("LearnerActor.update", '"kind":"wave"'), ("RolloutActor", '"key":"r001-w000"')],
-            ["new learners go on from the last commit", "resuming after wave"],
-        ),
-    ],
-    ids=["rollout and judge workers", "a learner rank"],
-)  # fmt: skip
-def test_a_run_whose_workers_are_killed_ends_like_one_whose_are_not(
-    victims: list[tuple[str, str]], told: list[str], tiny_run: Path, tmp_path: Path
+VICTIMS = [
+    ("after RolloutActor.generate", ""),
+    ("JudgeActor.score", '"kind":"rollouts"'),
+    ("RolloutActor.finish_weight_update", '"kind":"learn"'),
+    ("LearnerActor.update", '"kind":"wave"'),
+    ("RolloutActor", '"key":"r001-w000"'),
+]
+"""Whom, and once the journal tells of what."""
+
+
+def test_a_run_whose_workers_and_learner_are_killed_ends_like_one_whose_are_not(
+    tiny_run: Path, tmp_path: Path
 ) -> None:
     workers = [f"{key}={value}" for key, value in WORKERS.items()]
     with Driver(tmp_path / "run", *DEMO, *workers) as run:
-        for title, after in victims:
+        for title, after in VICTIMS:
             run.strike(title, after=after)
         said = run.end()
-    for line in told:
+    for line in ("rollout worker", "judge 0 worker", "new learners go on from the last commit",
+                 "resuming after wave"):  # fmt: skip
         assert line in said
     assert [one for one in compare(tiny_run, run.folder) if not one.equal] == []
 

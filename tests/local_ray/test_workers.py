@@ -164,6 +164,14 @@ def test_a_worker_that_changed_its_weights_by_itself_is_not_believed(watched: Wa
     assert any(f"worker {victim}: wrong policy version" in line for line in watched.told)
 
 
+def test_a_chunk_is_named_by_its_prompts(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, names = watched.rollouts.pool, list[str]()
+    submit = pool.submit
+    monkeypatch.setattr(pool, "submit", lambda kind, jobs: (names.extend(jobs), submit(kind, jobs)))
+    watched.sample()
+    assert f"prompts 4 ('{PROMPTS[4].id}') to 7 ('{PROMPTS[7].id}')" in names[1]
+
+
 def test_more_and_fewer_workers_give_the_same_samples(watched: Watched) -> None:
     for size in (1, 3, 2):
         watched.rollouts.pool.say(Scale(size))
