@@ -46,12 +46,10 @@ def strike(driver: int, phase: str, *, timeout_s: float, kind: int = signal.SIGK
         again = time.monotonic() + 1.0
         while time.monotonic() < again:
             for pid in known:
-                if _title(pid) == title:
+                now = _title(pid)
+                if now == title:
                     seen.add(pid)
-                    over = phase == title
-                else:
-                    over = pid in seen
-                if over:
+                if now == phase or (now not in ("", title) and pid in seen):
                     os.kill(pid, kind)
                     return pid
             time.sleep(POLL_S)
