@@ -150,7 +150,9 @@ class View:
 
     def _judge(self, row: Row) -> None:
         parts = "  ".join(f"{name} {100 * x:.0f}" for name, x in row["accuracy"].items())
-        self.console.print(f"  judge {shown(row['name'])}: held-out pairs right, %: {shown(parts)}")
+        left_out = ", ".join(f"{n} {use}" for use, n in row.get("left_out", {}).items() if n)
+        long = f"; too long: {left_out.replace('_', ' ')}" if left_out else ""
+        self.say(f"  judge {row['name']}: held-out pairs right, %: {parts}{long}")
 
     def _bars_on(self) -> None:
         if self.console.is_terminal:

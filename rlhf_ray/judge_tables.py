@@ -81,7 +81,8 @@ def show_evaluation(name: str, found: Row) -> None:
     out.print(_table(["", *LENGTH.values()], lengths))
     if benchmarks := _benchmarks(placed):
         columns = ["best of", "easy", "normal", "hard", "average", "ties score"]
-        out.print("As RewardBench 2 and RM-Bench count, %")
+        # The weights of RewardBench 2's own formula sum to 1.01.
+        out.print("As RewardBench 2 and RM-Bench count, %; the best ties score is 101")
         out.print(_table(["", *columns], benchmarks))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from rlhf_ray.bootstrap.judges import JudgeMaker
 from rlhf_ray.config.judges import GenerativeJudge, Trained
 from rlhf_ray.config.schema import Recipe
+from rlhf_ray.durable.manifest import verify_manifest
 from rlhf_ray.judge_refresh import JudgeRefresh, Pool
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import Refreshed, Rollout
@@ -56,13 +57,17 @@ class Refresher:
         return [self._one(round, name, seen, unseen) for name in self.entries]
 
     def adopt(self, changed: Sequence[Refreshed]) -> None:
-        """Put promoted judges in their place, as after a resume; of several versions the last."""
+        """Put promoted judges in their place, as after a resume; of several versions the last.
+
+        Raises BadData for one that is not what was written.
+        """
         newest = {one.judge: one.path for one in changed if one.promoted}
         self.known |= {one.judge: one.held_out[one.promoted] for one in changed}
         for name in self.entries:
             path = newest.get(name, self.paths[name])
             # The pool may hold a candidate of a refresh that was cut short.
             if self.pool.path(name) != str(self.folder / path):
+                verify_manifest(self.folder / path)
                 self._use(name, path)
             self.paths[name] = path
 

@@ -20,6 +20,7 @@ from rlhf_ray.scheduling.events import Death, Fault, Key
 from rlhf_ray.scheduling.limits import Limits
 
 BLAMES = {Death.INFRA, Death.OUT_OF_MEMORY, Death.CHUNK_LATE, Death.SILENT}
+GONE = {Death.INFRA, Death.SILENT}
 ON = {kind: f"on_{kind.__name__.lower()}" for kind in get_args(e.Event)}
 DO = {kind: f"do_{kind.__name__.lower()}" for kind in get_args(e.Action)}
 
@@ -59,6 +60,8 @@ class Ledger:
         self.losses: dict[Key, int] = defaultdict(int)
         self.faults: dict[Key, int] = defaultdict(int)
         self.accusers: dict[Key, set[int]] = {}
+        self.blamed: set[Key] = set()
+        """Chunks of which more is known than that processes were gone that held them."""
         self.moved = 0.0
         self.short_since: float | None = None
         self.budgets = Budgets(limits)
@@ -167,6 +170,7 @@ class Ledger:
             worker.doomed = Death.INFRA
         else:
             self.faults[event.key] += 1
+            self.blamed.add(event.key)
             self.accusers.setdefault(event.key, set()).add(event.worker)
             self.release(event.worker, worker)
             self.lose(event.key)
@@ -275,10 +279,13 @@ class Ledger:
         self.failure = action.error
         if isinstance(action.error, BadData):
             rest = self.order[self.at :]
-            holds("I8", any(map(self.is_poison, self.order)), action, "without poison")
+            poison = set(filter(self.is_poison, self.order))
+            holds("I8", poison & self.blamed, action, "without poison")
             holds("I1", all(map(self.is_poison, rest)), action, "with work left:", rest)
         else:
-            holds("I8", self.hopeless(now), action, "where there was hope")
+            poison = set(filter(self.is_poison, self.order))
+            killed = poison and not poison & self.blamed and poison >= set(self.order[self.at :])
+            holds("I8", killed or self.hopeless(now), action, "where there was hope")
 
     # What must hold after each step.
 
@@ -363,6 +370,8 @@ class Ledger:
         if key is not None:
             self.holders[key] -= 1
             self.faults[key] += death in BLAMES
+            if death in BLAMES - GONE:
+                self.blamed.add(key)
             self.lose(key)
         if not worker.draining:
             self.budgets.lost(worker.slot, now, death)

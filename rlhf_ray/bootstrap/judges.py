@@ -19,6 +19,7 @@ from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.strengths import read_strengths, strength_lines
 from rlhf_ray.data.verdicts import Verdicts
 from rlhf_ray.durable.fsio import atomic_write, make_dir, read_bytes
+from rlhf_ray.durable.manifest import verify_model
 from rlhf_ray.errors import BadData
 from rlhf_ray.keys import generator, seed_of
 from rlhf_ray.messages import Preference
@@ -64,6 +65,8 @@ class JudgeMaker:
 
     def judge(self, name: str, entry: Trained) -> str:
         """The folder (or hub name) of a judge with weights."""
+        if entry.path is not None:
+            verify_model(entry.path)
         if entry.train is None:
             assert entry.path is not None
             return entry.path

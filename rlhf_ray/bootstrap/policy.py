@@ -14,6 +14,7 @@ from rlhf_ray.critiques.template import template_of
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.tokens import example_tokens, texts
 from rlhf_ray.data.verdicts import TEMPLATES
+from rlhf_ray.durable.manifest import verify_model
 from rlhf_ray.gold.critics import ALPHABET
 from rlhf_ray.keys import seed_of
 from rlhf_ray.training.builders import scratch_policy, supervised_trainer
@@ -22,6 +23,8 @@ from rlhf_ray.training.builders import scratch_policy, supervised_trainer
 def start_policy(store: Store, task: Task, gang: Gang) -> str:
     """The folder (or hub name) the rounds start from."""
     recipe, settings = store.recipe, store.recipe.policy
+    if settings.path is not None:
+        verify_model(settings.path)
     if settings.path is not None and settings.supervised is None:
         return settings.path
     key = store.key(settings, recipe.data, task.fingerprint(None), alphabet(recipe))

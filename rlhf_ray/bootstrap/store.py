@@ -18,7 +18,7 @@ from rlhf_ray import __version__
 from rlhf_ray.config.schema import Learner, Recipe
 from rlhf_ray.durable.fsio import fsync_tree, make_dir, rename_dir, sha256_of
 from rlhf_ray.durable.manifest import NAME as MANIFEST
-from rlhf_ray.durable.manifest import verify_manifest, write_manifest
+from rlhf_ray.durable.manifest import NewerFormat, verify_manifest, write_manifest
 from rlhf_ray.durable.staging import cache_folder
 from rlhf_ray.errors import BadData
 
@@ -57,12 +57,15 @@ class Store:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def made(self, name: str, key: str, make: Callable[[Path], None], *, share: bool) -> Path:
-        """`folder/name`, from this run, from the cache (with `share`), or made now."""
+        """`folder/name`, from this run, from the cache (with `share`), or made now. A judge that is
+        there and was made otherwise is put aside in `replaced/`: its training took long."""
         # A run keeps the models it began with; another run gets those of the present code.
         code = f"{__version__}-{sources_hash()[:12]}"
         what = name.partition("/")[0]
         target, cached = self.folder / name, cache_folder() / f"{what}-{key}-{code}"
-        if target.is_dir() and verify_manifest(target).get("key") == key:
+        if target.is_dir() and (there := verify_manifest(target).get("key")) != key:
+            self._replaced(name, target, str(there))
+        elif target.is_dir():
             return target
         staging = target.with_name(f".tmp-{target.name}")
         for old in (target, staging):
@@ -80,6 +83,17 @@ class Store:
         rename_dir(staging, target)
         self.push()
         return target
+
+
+    def _replaced(self, name: str, target: Path, key: str) -> None:
+        if not name.startswith("judges/"):
+            return
+        aside = self.folder / "replaced" / f"{target.name}-{key[:8]}"
+        shutil.rmtree(aside, ignore_errors=True)  # the same judge, made twice
+        make_dir(aside.parent)
+        rename_dir(target, aside)
+        said = f"{name} is made anew, the one of another recipe lies in {aside} now"
+        self.progress(said, 1, 1, float("nan"))
 
 
 def identity(path: str) -> str:
@@ -109,6 +123,8 @@ def _valid(folder: Path) -> bool:
         return False
     try:
         verify_manifest(folder)
+    except NewerFormat:  # that of another version, which may want it
+        return False
     except BadData:
         shutil.rmtree(folder)
         return False

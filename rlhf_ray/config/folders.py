@@ -4,6 +4,7 @@ Whatever cannot be used is said in a sentence; `key` is where the recipe names i
 """
 
 import glob
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from typing import Any
 from rlhf_ray.config.judges import FilePreferences, GenerativeJudge, Trained
 from rlhf_ray.config.schema import FileData, Recipe
 from rlhf_ray.data.records import ENDINGS, HUB_NAME, listed
+
+READ = {".safetensors", ".json", ".jinja", ".model", ".txt", ".py"}
+"""Endings of the files a model is loaded from."""
+PIECE, PIECES = 2**20, 16
+"""Bytes and number of the pieces read of a large file: a training changes all of it."""
 
 
 def read_config(path: str, name: str = "config.json") -> dict[str, Any]:
@@ -63,6 +69,11 @@ def model_problems(recipe: Recipe) -> Iterator[str]:
         yield from _folder(key, judge.path)
         if judge.train is None:
             yield from _one_label(key, judge.path)
+
+
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Of every model folder the recipe names, by its key. Hub names are not looked up."""
+    return {key: _fingerprint(Path(path)) for key, path in _models(recipe) if Path(path).is_dir()}
 
 
 def data_problems(recipe: Recipe) -> Iterator[str]:
@@ -179,3 +190,28 @@ def _others(path: str, *endings: str) -> str:
     """The architectures of a model folder, where none of them is of these kinds."""
     kinds = read_config(path).get("architectures") or []
     return "" if any(kind.endswith(endings) for kind in kinds) else ", ".join(kinds)
+
+
+def _models(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    named = {"policy.path": recipe.policy.path}
+    named |= {"critic.path": recipe.critic.path if recipe.critic else None}
+    for name, judge in recipe.judges.items():
+        named[f"judges.{name}.path"] = judge.path if isinstance(judge, Trained) else None
+    yield from ((key, path) for key, path in named.items() if path is not None)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Hash of names and sizes, of small files, and of pieces all over large ones: reading all of a
+    model would take as long as loading it."""
+    digest = hashlib.sha256()
+    for path in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix in READ):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= PIECE * PIECES:
+                digest.update(file.read())
+                continue
+            for piece in range(PIECES):
+                file.seek((size - PIECE) * piece // (PIECES - 1))
+                digest.update(file.read(PIECE))
+    return digest.hexdigest()

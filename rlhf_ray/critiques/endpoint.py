@@ -6,12 +6,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from rlhf_ray.critiques.writer import LATE, NOT_SENT, Ask, Asks, Completion
+from rlhf_ray.critiques.writer import LATE, NOT_SENT, OVERLONG, Ask, Asks, Completion
 from rlhf_ray.keys import seed_of
 
 PATH = "/v1/chat/completions"
 IN_TURN = 16
 """Questions one connection asks within a deadline; a call with more has several of them."""
+LETTERS = 32
+"""Characters per allowed token that make an answer `overlong`."""
+
+MALFORMED = Completion(
+    "", 0, "malformed", f"{PATH} answered without a text at choices.0.message.content"
+)
 
 
 class Client(Protocol):
@@ -23,10 +29,11 @@ class Client(Protocol):
 class EndpointCritic:
     """Answers asks through `/v1/chat/completions`, at most `concurrency` of them at a time.
 
-    A request that fails, or whose answer holds no text, is a completion whose outcome says why;
-    nothing is raised for it. Once more have failed than the call allows, whatever was not yet
-    asked is not asked any more (`not_sent`). How long a request may take is the client's, and
-    `deadline_s` is for 16 in turn on each connection: what has no answer by then is `late`.
+    A request that fails, or whose answer holds no text or far more than was asked for, is a
+    completion whose outcome says why; nothing is raised for it. Once more have failed than the
+    call allows, whatever was not yet asked is not asked any more (`not_sent`). How long a request
+    may take is the client's, and `deadline_s` is for 16 in turn on each connection: what has no
+    answer by then is `late`.
     """
 
     def __init__(
@@ -82,8 +89,15 @@ class EndpointCritic:
             answer = self.client.post(PATH, body, within_s=left)
         except Failed as failure:
             late = failure.reason == "timeout" and time.monotonic() >= ends
-            return Completion("", 0, LATE if late else failure.reason)
-        return _completion(answer)
+            return Completion("", 0, LATE if late else failure.reason, failure.detail)
+        found = _completion(answer)
+        allowed, letters = self.settings["max_tokens"], len(found.text)
+        # No tokenizer comes near this many per token on average (English: four or five), so the
+        # service did not stop where it was told to.
+        if letters > LETTERS * allowed:
+            detail = f"{PATH} answered {letters} characters, allowed are {allowed} tokens"
+            return Completion("", found.tokens, OVERLONG, detail)
+        return found
 
 
 def _completion(answer: Any) -> Completion:
@@ -93,7 +107,7 @@ def _completion(answer: Any) -> Completion:
         usage = answer.get("usage") or {}
         tokens = usage.get("completion_tokens") or 0
     except (LookupError, TypeError, AttributeError):
-        return Completion("", 0, "malformed")
+        return MALFORMED
     if not isinstance(text, str) or not isinstance(tokens, int):
-        return Completion("", 0, "malformed")
+        return MALFORMED
     return Completion(text, tokens, "ok")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_ray.critiques.writer import LATE, NOT_SENT, TOO_LONG, CritiqueWriter, Known
+from rlhf_ray.critiques.writer import LATE, NOT_SENT, OVERLONG, TOO_LONG, CritiqueWriter, Known
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Choices, Critiques, Prompt, Rollout, Step
 
@@ -61,12 +61,17 @@ class WaveCritic:
             unsent = failed.pop(NOT_SENT, 0)
             reasons = ", ".join(f"{count} {why}" for why, count in sorted(failed.items()))
             rest = f"; {unsent} more were not sent" if unsent else ""
-            remedies = {LATE: "timeouts.generate_s", TOO_LONG: "critic.max_question_tokens"}
+            first = f"; first: {self.writer.detail}" if self.writer.detail else ""
+            remedies = {
+                LATE: "timeouts.generate_s",
+                TOO_LONG: "critic.max_question_tokens",
+                OVERLONG: "a service that heeds max_tokens, or critic.max_tokens",
+            }
             more = "".join(f"; for {why}: {key}" for why, key in remedies.items() if why in failed)
             raise BadData(
                 f"{sum(failed.values())} of {total} critiques failed ({reasons}{rest}); allowed is "
-                f"a share of {self.max_failed:g}. Look after the critic, or raise critic.max_failed"
-                f"{more}"
+                f"a share of {self.max_failed:g}{first}. Look after the critic, or raise "
+                f"critic.max_failed{more}"
             )
         return written
 

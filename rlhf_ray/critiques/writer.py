@@ -30,6 +30,8 @@ TOO_LONG = "too_long"
 """The question leaves an engine no room for its answer."""
 LATE = "late"
 """Outcome of a question without an answer by the deadline of its piece, asked or not."""
+OVERLONG = "overlong"
+"""Outcome of an answer that is far longer than the critic was allowed to write."""
 PIECE = 512
 """Questions a critic is given at a time. Each piece has a deadline of its own, and what was written
 for it is remembered before the next one."""
@@ -62,6 +64,8 @@ class Completion:
     """Written by the critic, also where they are of no use."""
     outcome: str
     """`ok`, or in one word why it failed, such as `timeout`."""
+    detail: str = ""
+    """Of a failure: where and why, without any secret."""
 
 
 Complete = Callable[[Asks], list[Completion]]
@@ -77,6 +81,8 @@ class CritiqueWriter:
     control: `shuffled` gives each response the critique of another, `constant` all of them the
         same text. The cache holds the real ones.
     seed: of the run; draws who gets whose critique under `shuffled`.
+
+    `detail` is that of the first failure in the last call, where it has one.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class CritiqueWriter:
         self.complete, self.template, self.cache = complete, template, cache
         self.critic, self.control, self.seed = critic, control, seed
         self.decoding = f"{decoding}|max_tokens={max_tokens}"
+        self.detail = ""
 
     def write(
         self,
@@ -123,6 +130,7 @@ class CritiqueWriter:
         flat = [exchange for row in rows for exchange in row if exchange is not None]
         keys = {exchange: self._key(exchange) for exchange in flat if not exchange[2]}
         written = self._written({key: one for one, key in keys.items()}, max_failed * len(flat))
+        self.detail = next((one.detail for one in written.values() if one.detail), "")
         found = {
             one: written[keys[one]] if one in keys else _settled(Kept(one[2], 0)) for one in flat
         }
@@ -173,7 +181,7 @@ class CritiqueWriter:
 
     def _taken(self, answer: Completion) -> Completion:
         if answer.outcome != "ok":
-            return Completion("", answer.tokens, answer.outcome)
+            return Completion("", answer.tokens, answer.outcome, answer.detail)
         return _settled(Kept(self.template.clean(answer.text), answer.tokens))
 
     def _controlled(self, texts: dict[Exchange, str]) -> dict[Exchange, str]:

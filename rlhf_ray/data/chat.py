@@ -54,6 +54,11 @@ class Chat:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         except Exception as error:  # whatever a damaged folder makes its library say
             raise BadData(f"no tokenizer can be loaded from '{path}': {error}") from error
+        if _reads_nothing(tokenizer):
+            raise BadData(
+                f"the tokenizer of '{path}' knows special tokens and no text; its tokenizer.json "
+                "is probably missing, copy the model again"
+            )
         text = config.get_text_config()
         if len(tokenizer) > text.vocab_size:
             raise BadData(
@@ -117,6 +122,15 @@ class Chat:
         dated = "strftime_now" in str(self.tokenizer.chat_template)
         clock = {"strftime_now": TODAY.strftime} if dated else {}
         return self.tokenizer.apply_chat_template(turns, **clock, **options)
+
+
+def _reads_nothing(tokenizer: Any) -> bool:
+    """Does every text become special tokens, or none? So do classes whose files are missing."""
+    special = set(getattr(tokenizer, "added_tokens_decoder", {}))
+    others = (tokenizer.decode([one]) for one in range(len(tokenizer)) if one not in special)
+    # The first of them shows it in a whole vocabulary.
+    read = (tokenizer(one, add_special_tokens=False)["input_ids"] for one in others)
+    return all(special.issuperset(ids) for ids in read)
 
 
 class Plain:

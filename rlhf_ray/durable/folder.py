@@ -1,35 +1,17 @@
 """The run folder: whose it is, that only one driver writes in it, and where a run stands."""
 
 import fcntl
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from rlhf_ray.config.load import dump_recipe
 from rlhf_ray.config.schema import Recipe
+from rlhf_ray.durable import claims
 from rlhf_ray.durable.attempts import Attempt, made_way, owner_of
-from rlhf_ray.durable.fsio import atomic_write, entries, make_dir, open_private, read_bytes
-from rlhf_ray.durable.manifest import NewerFormat
+from rlhf_ray.durable.fsio import entries, make_dir, open_private
 from rlhf_ray.errors import BadData, RecipeError
 
-RESOLVED = "config.resolved.yaml"
-OURS = {RESOLVED, ".lock", ".head"}
-FORMAT = 1
-"""Of a run folder as a whole: recipe, journal, manifests, checkpoints, samples. It goes up when an
-earlier version would misread what this one writes; folders of each stay resumable."""
-_SAYS = "# rlhf_ray run folder, format "
-"""How a resolved recipe begins; one that begins with a key is of format 1."""
-MAY_CHANGE = (
-    "timeouts", "checkpoints", "judge_fleet.workers", "rollouts.workers",
-    "learner.workers", "learner.zero_stage",
-)  # fmt: skip
-"""Keys that change how fast a run goes, not what it computes; the learner's two do, by rounding."""
-
-
+OURS = {claims.RESOLVED, ".lock", ".head"}
 RELEASE_S = 30.0
 """The lock of a process that was killed is free after this."""
 
@@ -57,7 +39,7 @@ class RunFolder:
         BadData when it holds something else or `data` (a hash of what was read) has changed;
         NewerFormat, before a byte is written, when a later version began it."""
         self.path, self.push = path.absolute(), push
-        check_format(self.path)
+        claims.check_format(self.path)
         found = {one.name for one in entries(self.path)} if self.path.is_dir() else set()
         if found and not OURS & found:
             raise BadData(
@@ -93,72 +75,7 @@ class RunFolder:
             time.sleep(0.1)
 
     def _claim(self, recipe: Recipe, data: str) -> None:
-        resolved, digest = self.path / RESOLVED, self.path / "data.sha256"
-        text = dump_recipe(recipe)
-        self.began = recipe
-        if not self._begun():
+        self.began = claims.refuse_another(self.path, recipe, data)
+        if not claims.begun(self.path):
             # Nothing has been sampled yet: a mended recipe may take the folder.
-            atomic_write(digest, data.encode())
-            atomic_write(resolved, f"{_SAYS}{FORMAT}\n{text}".encode())
-            return
-        for path in (resolved, digest):
-            if not path.is_file():
-                raise BadData(f"{path} is missing in a run that has begun; restore it from a copy")
-        if read_bytes(digest) != data.encode():
-            raise BadData(
-                f"data files have changed since {self.path} began (or {digest} has, which holds "
-                "their hash); restore the files, or start over with another --run-dir"
-            )
-        try:
-            # By way of a recipe: a key that is new since then has the value it had without it.
-            there = Recipe.model_validate(yaml.safe_load(read_bytes(resolved).decode()))
-            old = _flat(yaml.safe_load(dump_recipe(there)))
-            self.began = there
-        except (yaml.YAMLError, ValueError) as error:
-            raise BadData(f"{resolved} is damaged ({error}); restore it from a copy") from error
-        new = _flat(yaml.safe_load(text))
-        changed = [
-            f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
-        ]
-        if changed:
-            raise RecipeError(
-                f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}); "
-                "give this one a folder of its own with --run-dir, or restore the recipe"
-            )
-
-    def _begun(self) -> bool:
-        # Not the journal alone: a run that has lost it must not become another one.
-        traces = ("journal/*.jsonl", "checkpoints/*step-*", "rollouts/*.parquet")
-        return any(one for pattern in traces for one in self.path.glob(pattern))
-
-
-def check_format(run: Path) -> None:
-    """Raises NewerFormat for the folder of a later version, BadData where it cannot be told; a
-    folder in which nothing has begun is of no format."""
-    path = run / RESOLVED
-    if not path.is_file():
-        return
-    first = read_bytes(path).partition(b"\n")[0]
-    told = re.fullmatch(_SAYS.encode() + rb"([1-9]\d{0,5})", first)
-    if told is None and first.startswith(b"#"):
-        raise BadData(
-            f"{path} is damaged (its first line should be '{_SAYS}{FORMAT}'); restore it from a "
-            "copy"
-        )
-    if told is not None and (number := int(told[1])) > FORMAT:
-        raise NewerFormat(
-            f"{run} has format {number}, this version of rlhf_ray reads up to {FORMAT}; go on with "
-            "the newer version that began it, or use another --run-dir"
-        )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {
-        key: value
-        for name, part in tree.items()
-        for key, value in _flat(part, f"{prefix}{name}.").items()
-    }
+            claims.write(self.path, recipe, data)

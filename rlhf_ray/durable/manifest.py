@@ -54,6 +54,29 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
     return extra
 
 
+def verify_model(path: str) -> None:
+    """Read a model folder that has a manifest: it holds what was written, but for the notes in its
+    README.md. One without is somebody else's and taken as it is, as is a hub name.
+
+    Raises:
+        BadData: as `verify_manifest` does.
+    """
+    folder = Path(path)
+    if not (folder / NAME).is_file():
+        return
+    try:
+        with fsio.explained("read", folder):
+            for entry in _opened(folder / NAME)["files"]:
+                if entry["path"] != "README.md":
+                    _check(folder, entry)
+    except NewerFormat:
+        raise
+    except BadData as error:
+        raise BadData(
+            f"{error}; copy the model again, or remove {folder / NAME} to use it as it is"
+        ) from error
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """Relative name -> path of every file but the manifest itself, sorted by name."""
     found = {}

@@ -32,6 +32,7 @@ from rlhf_ray.data.batches import Tokens
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.task import FileTask
 from rlhf_ray.durable.folder import RunFolder
+from rlhf_ray.durable.manifest import verify_model
 from rlhf_ray.errors import BadData
 from rlhf_ray.keys import seed_of
 from rlhf_ray.messages import Critiques, Prompt
@@ -134,6 +135,8 @@ class Models:
         settings = self.recipe.critic
         assert settings is not None, "checked with the recipe"
         start = settings.path or self.start_policy
+        if settings.path is not None:
+            verify_model(start)
         if settings.train is None:
             return start
         return critic_model(self.store, self.task, self.learners, start, self.sample)

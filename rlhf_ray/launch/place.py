@@ -7,6 +7,7 @@ from pathlib import Path
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.console import View
 from rlhf_ray.durable.attempts import take_over
+from rlhf_ray.durable.claims import refuse_another
 from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.mirror import mirrored
 from rlhf_ray.durable.staging import folder_of, is_url
@@ -26,6 +27,7 @@ def opened(
     folder = folder_of(place)
     if not is_url(place):
         if takeover:
+            refuse_another(folder, recipe, data)  # a run nobody could go on with is left alone
             view.say(f"taking over from {take_over(folder) or 'nobody: the folder is free'}")
         yield RunFolder(folder, recipe, data=data)
         return

@@ -19,6 +19,7 @@ from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.fsio import fsync_tree
 from rlhf_ray.durable.journal import Journal
+from rlhf_ray.durable.manifest import NAME as MANIFEST
 from rlhf_ray.durable.record import RunRecord
 from rlhf_ray.durable.recorded import (
     RecordedCritic,
@@ -32,7 +33,7 @@ from rlhf_ray.durable.recorded import (
     resume_point,
 )
 from rlhf_ray.durable.writer import Beside, beside
-from rlhf_ray.errors import LearnersLost
+from rlhf_ray.errors import BadData, LearnersLost
 from rlhf_ray.evaluation import HeldOut
 from rlhf_ray.launch.models import Models
 from rlhf_ray.launch.place import Place, opened
@@ -57,6 +58,11 @@ def run(recipe: Recipe, run_dir: Place, *, takeover: bool = False) -> None:
         task.fit(Chat.load(policy.path, trust_remote_code=policy.trust_remote_code))
     with opened(run_dir, recipe, task.digest(), view, takeover=takeover) as folder:
         if (found := read_summary(folder.path)) is not None:
+            if not (folder.path / "final" / MANIFEST).is_file():
+                raise BadData(
+                    f"the run in {folder.path} is finished, but its final/ is gone; restore it "
+                    "from a copy. `rlhf-ray verify` tells what else is missing"
+                )
             view.say("this run is finished; another one needs another --run-dir")
         else:
             view.say(render(plan(recipe)))

@@ -117,6 +117,8 @@ class Client:
     def post(self, path: str, body: Any, *, within_s: float = math.inf) -> Any:
         """What the service answers to `body`, both JSON; `path` is joined to the client's URL.
 
+        The answer may hold NaN and infinite numbers, as Python's services write them.
+
         within_s: what a caller has left, where that is less than `total_s`.
 
         Raises Failed, and ValueError where `body` holds a NaN or infinite number: neither is JSON.
@@ -243,7 +245,7 @@ class Client:
 
     def _parsed(self, path: str, data: bytes) -> Any:
         try:
-            return json.loads(data, parse_constant=_no_number)
+            return json.loads(data)
         except (ValueError, RecursionError) as error:
             begins = self._address.clean(data[:EXCERPT_BYTES])
             where = self._address.shown(path)
@@ -270,7 +272,3 @@ def _asked_wait(header: str) -> float:
         return 0.0
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return max(0.0, (until - datetime.now(UTC)).total_seconds())
-
-
-def _no_number(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")

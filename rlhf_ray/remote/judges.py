@@ -179,9 +179,12 @@ class RemoteJudge:
         kinds = sorted(sent.items(), key=lambda item: (-item[1], item[0]))
         rest = f" ({failures[NOT_SENT]} more were not sent)" if failures[NOT_SENT] else ""
         first = next((f"; first: {one.detail}" for one in replies if one.detail), "")
+        ending = f"is {self.client.url} up?"
+        if set(sent) == {"not_a_number"}:
+            ending = f"{self.client.url} answered what is no finite number."
         return (
             f"{sent.total()} of {asked} responses failed: "
             + ", ".join(f"{n} {reason}" for reason, n in kinds)
-            + f"{rest}; limit {100 * self.max_failed:g} %{first}; is {self.client.url} up? Raise "
-            "max_failed to go on without these scores"
+            + f"{rest}; limit {100 * self.max_failed:g} %{first}; {ending} Raise max_failed to go "
+            "on without these scores"
         )

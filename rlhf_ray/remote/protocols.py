@@ -172,7 +172,7 @@ def _verdicts(values: Sequence[Any], wanted: int) -> list[Verdict]:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number; None for everything else, truth values and 1e999 included."""
+    """A finite number; None for everything else, truth values, NaN and 1e999 included."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -79,21 +79,41 @@ def card_files(card: Card) -> dict[str, bytes]:
 
 
 def read_card(folder: Path) -> Card | None:
-    """The card of a judge of ours; None where there is none. Raises BadData for an unknown one."""
+    """The card of a judge of ours; None where there is none.
+
+    Raises BadData for one of another version, and for one that says what cannot be.
+    """
     path = folder / "judge.json"
     if not path.is_file():
         return None
     try:
         card: Card = json.loads(path.read_text(encoding="utf-8"))
-        known = card["version"] == VERSION and card["kind"] in KINDS
+        version, _ = card["version"], card["kind"]
     except (ValueError, KeyError, TypeError) as error:
         raise BadData(f"{path} is damaged ({error!r}); restore it from a copy") from error
-    if not known:
+    if type(version) is not int or version != VERSION:
         raise BadData(
-            f"{path}: version {card['version']} of kind '{card['kind']}' is not known to rlhf_ray "
-            f"{__version__}; use the release that made it ({card.get('trained_with')})"
+            f"{path}: version {version!r:.40} is not known to rlhf_ray {__version__}, which knows "
+            f"{VERSION}; use the release that made it ({card.get('trained_with')})"
         )
+    if wrong := _damage(card):
+        raise BadData(f"{path} is damaged ({wrong}); restore it from a copy")
     return card
+
+
+def _damage(card: Card) -> str:
+    """What a card of our version says that cannot be; empty where there is nothing of the kind."""
+    kind, template, reading = card["kind"], card.get("template"), card.get("reading", {})
+    if kind not in list(KINDS):  # a list or an object cannot be looked up
+        return f"kind is {kind!r:.40}, none of {', '.join(KINDS)}"
+    if kind != "bradley_terry" and not isinstance(template, str):
+        return f"template is {template!r:.40}, a {kind} judge needs the name of one"
+    if not isinstance(reading, dict):
+        return f"reading is {reading!r:.40}, it must be an object"
+    longest = reading.get("max_tokens")
+    if longest is not None and (type(longest) is not int or longest < 1):
+        return f"reading.max_tokens is {longest!r:.40}, it must be null or a number from 1 on"
+    return ""
 
 
 def _readme(card: Card) -> str:

@@ -104,7 +104,7 @@ def entry_of(
     something that cannot be.
     """
     card = read_card(Path(folder)) or {"kind": "bradley_terry"}
-    kept: Mapping[str, Any] = card.get("reading") or {}
+    kept: Mapping[str, Any] = card.get("reading", {})
     common: dict[str, Any] = {"path": folder, "trust_remote_code": trust_remote_code}
     common["max_tokens"] = max_tokens or kept.get("max_tokens")
     try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_ray.config.folders import is_local, nearest_file, read_config
+from rlhf_ray.durable.manifest import verify_model
 from rlhf_ray.errors import BadData
 from rlhf_ray.rewards.card import read_card
 
@@ -51,6 +52,7 @@ def _check(folder: str) -> None:
             f"judge {folder} holds no model: it has no config.json that can be read; name "
             "judges/NAME of a run, or a Hugging Face folder"
         )
+    verify_model(folder)
     if read_card(path) is not None:
         return
     kinds = config.get("architectures") or []

@@ -43,6 +43,8 @@ LATE = {
 }
 BLAMES_CHUNK = {Death.INFRA, Death.OUT_OF_MEMORY, Death.CHUNK_LATE, Death.SILENT}
 """Deaths that the chunk a worker held may be the cause of."""
+GONE = {Death.INFRA, Death.SILENT}
+"""Of these, deaths that say nothing of their cause: somebody may have taken the machine."""
 REMEMBERED = 3
 
 
@@ -82,7 +84,7 @@ class Crew:
         limits: Limits,
         version: int,
         order: Callable[[Action], None],
-        lose: Callable[[Chunk, str | None], None],
+        lose: Callable[..., None],
     ) -> None:
         self.limits, self.version, self._order, self._lose = limits, version, order, lose
         self.workers: dict[int, Worker] = {}
@@ -237,6 +239,6 @@ class Crew:
         if death is not Death.DRAINED:
             self.last_deaths.append(said)
         if worker.chunk is not None:
-            self._lose(worker.chunk, said if death in BLAMES_CHUNK else None)
+            self._lose(worker.chunk, said if death in BLAMES_CHUNK else None, gone=death in GONE)
         if worker.slot is not None:
             worker.slot.lose(death, now)

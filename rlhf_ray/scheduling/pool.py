@@ -252,9 +252,15 @@ class Pool:
             f"chunk {chunk.key} ({'; '.join(chunk.faults)})" for chunk in self.work.poisoned[:NAMED]
         ]
         more = len(self.work.poisoned) - len(named)
-        self.failure = BadData(
+        blamed = any(chunk.blamed for chunk in self.work.poisoned)
+        kind: type[RlhfRayError] = BadData if blamed else ClusterUnavailable
+        remedy = (
+            "change or take out what these hold, then resume the run" if blamed else
+            "their workers were gone each time: see who ends them, then resume the run"
+        )  # fmt: skip
+        self.failure = kind(
             f"after {self.limits.tries} tries each, not to be done: "
             f"{', '.join(named)}{f' and {more} more' if more else ''}. All other chunks are done; "
-            "change or take out what these hold, then resume the run"
+            f"{remedy}"
         )
         self._order(Fail(self.failure))

@@ -19,13 +19,17 @@ class Stage(StrEnum):
 class Chunk:
     """One chunk between its first lease and its delivery."""
 
-    __slots__ = ("avoid", "copies", "faults", "key", "kind", "leases", "place", "stage", "value")
+    __slots__ = (
+        "avoid", "blamed", "copies", "faults", "key", "kind", "leases", "place", "stage", "value",
+    )  # fmt: skip
 
     def __init__(self, key: Key, kind: str, place: int) -> None:
         self.key, self.kind, self.place = key, kind, place
         self.stage, self.value = Stage.PENDING, None
         self.copies = self.leases = 0  # workers that hold it now, and that ever did
         self.faults: tuple[str, ...] = ()
+        self.blamed = False
+        """Whether one of the faults was more than a process that was gone."""
         self.avoid: tuple[int, ...] = ()
         """Workers that said its data was at fault: another one shall confirm it."""
 
@@ -72,11 +76,15 @@ class Work:
         chunk.copies += 1
         chunk.leases += 1
 
-    def lose(self, chunk: Chunk, fault: str | None) -> None:
-        """A worker no longer holds the chunk and left no result; `fault` is held against it."""
+    def lose(self, chunk: Chunk, fault: str | None, *, gone: bool = False) -> None:
+        """A worker no longer holds the chunk and left no result; `fault` is held against it.
+
+        `gone`: all that is known is that its process was.
+        """
         chunk.copies -= 1
         if fault is not None:
             chunk.faults += (fault,)
+            chunk.blamed |= not gone
         if chunk.stage is not Stage.LEASED or chunk.copies:
             return
         if len(chunk.faults) >= self.tries:

@@ -19,17 +19,20 @@ def load_causal_lm(path: str, *, trust_remote_code: bool = False) -> Any:
     )
 
 
-def loaded(kind: Any, path: str, **options: Any) -> Any:
+def loaded(kind: Any, path: str, *, new_head: bool = False, **options: Any) -> Any:
     """A model in fp32 whose forward pass is a function: dropout would make losses noisy, and a
     resumed run different.
 
-    Weights are read from safetensors alone, never from pickles. Raises BadData when the folder or
-    hub name cannot be loaded.
+    Weights are read from safetensors alone, never from pickles. `new_head`: the folder holds
+    everything but a head. Raises BadData when the folder or hub name cannot be loaded, or lacks
+    weights.
     """
     # Without it a hub name may be answered with weights that a service converted just now.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
     try:
-        model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True, **options)
+        model, report = kind.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
     except Exception as error:  # whatever a damaged folder makes its library say
         if isinstance(error, OSError) and "model.safetensors" in str(error):
             raise BadData(
@@ -38,6 +41,16 @@ def loaded(kind: Any, path: str, **options: Any) -> Any:
             ) from error
         why = " ".join(str(error).split())[:600]  # some list every model their library knows
         raise BadData(f"no model can be loaded from '{path}': {why}") from error
+    lacking = sorted(report["missing_keys"])
+    if new_head:
+        # BERT's pooler belongs to its head.
+        inner = f"{model.base_model_prefix}."
+        lacking = [one for one in lacking if one.startswith(inner) and ".pooler." not in one]
+    if lacking:
+        raise BadData(
+            f"the weights of '{path}' lack {len(lacking)} tensors of its model ({lacking[0]}), "
+            "which would be made up; copy the model again"
+        )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

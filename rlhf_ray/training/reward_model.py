@@ -45,8 +45,9 @@ def load_classifier(
     if not fresh and config.num_labels != 1:
         raise BadData(f"'{path}' has {config.num_labels} labels; a reward model has one")
     model = loaded(
-        AutoModelForSequenceClassification, path, num_labels=1, trust_remote_code=trust_remote_code
-    )
+        AutoModelForSequenceClassification, path, new_head=fresh, num_labels=1,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     if fresh and hasattr(model, "score"):
         torch.nn.init.zeros_(model.score.weight)
     # Without it vLLM applies a sigmoid to the score.

@@ -121,6 +121,17 @@ def test_a_driver_killed_again_and_again_ends_where_an_unbroken_run_ends(
     assert [one for one in compare(tiny_run, folder) if not one.equal] == []
 
 
+def test_a_finished_run_without_its_policy_does_not_say_that_all_is_well(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    shutil.rmtree(folder / "final")
+    found = rlhf_ray("run", "-c", "configs/demo.yaml", "--run-dir", str(folder), *TINY)
+    assert found.returncode == 65
+    assert "is finished, but its final/ is gone" in found.stderr
+
+
 def test_a_run_whose_checkpoints_are_gone_is_not_started_over(
     tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -1,16 +1,19 @@
 """Do texts become the tokens they ought to be, whatever they say, today and tomorrow?"""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf_ray.config.schema import Scratch
 from rlhf_ray.data import chat as chat_module
 from rlhf_ray.data.chat import Chat
+from rlhf_ray.errors import BadData
 from rlhf_ray.training.scratch import make_tokenizer
 
 TURNS = (
@@ -143,3 +146,25 @@ def test_a_prompt_is_read_once_for_all_responses_to_it(monkeypatch: pytest.Monke
         for prompt in "ab"
         for response in "rst"
     ]
+
+
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "LlamaTokenizer", "BertTokenizer"])
+def test_a_folder_that_lost_its_vocabulary_is_refused(kind: str, tmp_path: Path) -> None:
+    # Each of these classes makes up a vocabulary of special tokens where no file holds one.
+    TURNED.save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=len(TURNED)).save_pretrained(tmp_path)
+    assert Chat.load(str(tmp_path)).prompt_ids("ab=") == Chat(TURNED, "x").prompt_ids("ab=")
+    (tmp_path / "tokenizer.json").unlink()
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": kind}))
+    with pytest.raises(BadData) as refused:
+        Chat.load(str(tmp_path))
+    assert f"the tokenizer of '{tmp_path}' knows special tokens and no text" in str(refused.value)
+    assert str(refused.value).endswith("tokenizer.json is probably missing, copy the model again")
+
+
+@pytest.mark.parametrize("one", [PLAIN, TURNED, CHARACTERS])
+def test_a_small_vocabulary_is_one(one: Any, tmp_path: Path) -> None:
+    one.save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=len(one)).save_pretrained(tmp_path)
+    assert Chat.load(str(tmp_path)).response_ids("ab")

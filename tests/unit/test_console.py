@@ -96,6 +96,18 @@ def test_a_refresh_is_one_line(row: dict[str, Any], line: str) -> None:
     assert said(row) == line
 
 
+def test_a_judge_that_could_not_read_everything_says_so_in_its_line() -> None:
+    judge = {"kind": "judge", "name": "far", "accuracy": {"sort": 0.75, "all": 0.5}}
+    line = "  judge far: held-out pairs right, %: sort 75  all 50"
+    none = {"training": 0, "held_out": 0}
+    assert said(judge) == said(judge | {"left_out": none}) == line
+    assert said(judge | {"left_out": none | {"training": 1}}) == f"{line}; too long: 1 training"
+    some = {"training": 3, "held_out": 2, "stage_one": 1}
+    assert said(judge | {"left_out": some}) == (
+        f"{line}; too long: 3 training, 2 held out, 1 stage one"
+    )
+
+
 CONTROLS = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\rf\x00[red]g"
 
 

@@ -103,6 +103,39 @@ def test_a_request_that_runs_out_of_its_own_time_is_no_late_one() -> None:
         assert outcomes(slow.complete(asks(2))) == {"timeout": 2}
 
 
+def test_an_answer_without_end_is_no_critique() -> None:
+    def of(letters: int) -> Trick:
+        message = {"message": {"content": "x" * letters}}
+        return says(json.dumps({"choices": [message]} | {"usage": GOOD["usage"]}).encode())
+
+    with critic(of(32 * 8), of(32 * 8 + 1)) as endless:
+        fits, overlong = [endless.complete(asks(1))[0] for _ in range(2)]
+    assert (fits.outcome, len(fits.text)) == ("ok", 256)
+    assert (overlong.outcome, overlong.text, overlong.tokens) == ("overlong", "", 3)
+    why = (
+        r"1 of 1 critiques failed \(1 overlong\); allowed is a share of 0; first: "
+        r"/v1/chat/completions answered 257 characters, allowed are 8 tokens\. .*"
+        r"for overlong: a service that heeds max_tokens, or critic\.max_tokens$"
+    )
+    with critic(of(257)) as endless, pytest.raises(BadData, match=why):
+        wave(endless, CritiqueCache(None), 0.0).write_all(PROMPTS, [["a"]])
+
+
+def test_the_first_failure_says_where_and_what_the_service_said() -> None:
+    why = (
+        r"1 of 2 critiques failed \(1 not_json\); allowed is a share of 0.1; first: "
+        r"http://127\.0\.0\.1:\d+/v1/chat/completions: .* begins '<html>'\. Look after the critic"
+    )
+    cache = CritiqueCache(None)
+    with critic(says(json.dumps(GOOD).encode()), says(b"<html>"), slowly(0.0)) as broken:
+        broken.concurrency = 1
+        asking = wave(broken, cache, 0.1)
+        with pytest.raises(BadData, match=why):
+            asking.write_all(PROMPTS, [["a", "b"]])
+        assert asking.write_all(PROMPTS, [["a", "b"]]).outcomes == {"ok": 2}
+    assert asking.writer.detail == "", "it is that of the last call"
+
+
 def writer(complete: Complete, cache: CritiqueCache) -> CritiqueWriter:
     return CritiqueWriter(
         complete, template=template_of("terse-1"), critic="c", cache=cache, max_tokens=8, seed=0

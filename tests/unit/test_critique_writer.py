@@ -1,5 +1,6 @@
 """Is each response criticised once, as itself, and are failures counted and never remembered?"""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.critiques.cache import CritiqueCache
-from rlhf_ray.critiques.endpoint import Client, EndpointCritic
+from rlhf_ray.critiques.endpoint import MALFORMED, Client, EndpointCritic
 from rlhf_ray.critiques.template import TEMPLATES
 from rlhf_ray.critiques.writer import Ask, Asks, Completion, Control, CritiqueWriter
 from rlhf_ray.messages import Prompt
@@ -281,12 +282,15 @@ def test_an_endpoint_is_told_how_to_write_and_with_which_seed() -> None:
     [
         (says(None, 0), Completion("", 0, "ok")),
         ({"choices": [{"message": {"content": "x"}}]}, Completion("x", 0, "ok")),
-        ({"choices": []}, Completion("", 0, "malformed")),
-        ({"error": "no"}, Completion("", 0, "malformed")),
-        ([1], Completion("", 0, "malformed")),
-        (says(["x"]), Completion("", 0, "malformed")),
-        (says("x", "many"), Completion("", 0, "malformed")),
-        (Failed("timeout", "late"), Completion("", 0, "timeout")),
+        ({"choices": []}, MALFORMED),
+        ({"error": "no"}, MALFORMED),
+        ([1], MALFORMED),
+        (math.nan, MALFORMED),
+        (says(["x"]), MALFORMED),
+        (says(math.nan), MALFORMED),
+        (says("x", "many"), MALFORMED),
+        (says("x", math.nan), MALFORMED),
+        (Failed("timeout", "late"), Completion("", 0, "timeout", "late")),
     ],
 )
 def test_an_answer_without_text_says_why(answer: Any, expected: Completion) -> None:

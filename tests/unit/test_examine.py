@@ -1,5 +1,6 @@
 """Is a judge outside a run read as its training read it?"""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rlhf_ray.config.schema import Scratch
 from rlhf_ray.data.chat import Chat
 from rlhf_ray.data.rankings import Ranking
 from rlhf_ray.errors import BadData
-from rlhf_ray.rewards.card import card_files, judge_card
+from rlhf_ray.rewards.card import card_files, judge_card, read_card
 from rlhf_ray.rewards.examine import Examined, entry_of
 from rlhf_ray.training.reward_model import load_classifier
 from rlhf_ray.training.scratch import make_policy
@@ -100,3 +101,55 @@ def test_a_card_that_cannot_be_is_refused(tmp_path: Path) -> None:
     folder = write_card(tmp_path / "b", "generative", "terse-1", against="nobody")
     with pytest.raises(BadData, match=r"b/judge.json: .*against 'nobody': .*; restore it"):
         entry_of(folder)
+
+
+@pytest.mark.parametrize("kind", ["bradley_terry", "critiqued", "generative"])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"reading": [1]}, r"reading is \[1\], it must be an object"),
+        ({"reading": "max_tokens"}, "reading is 'max_tokens', it must be an object"),
+        ({"reading": None}, "reading is None, it must be an object"),
+        ({"reading": {"max_tokens": "9"}}, r"reading\.max_tokens is '9', it must be null or a num"),
+        ({"reading": {"max_tokens": True}}, r"reading\.max_tokens is True"),
+        ({"reading": {"max_tokens": 0}}, r"reading\.max_tokens is 0"),
+        ({"reading": {"max_tokens": 9.0}}, r"reading\.max_tokens is 9\.0"),
+        ({"kind": "tarot"}, "kind is 'tarot', none of bradley_terry, critiqued, generative"),
+        ({"kind": []}, r"kind is \[\], none of bradley_terry"),
+    ],
+)
+def test_a_card_that_was_edited_is_named(
+    kind: str, change: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    path = Path(write_card(tmp_path / "b", kind, "terse-1")) / "judge.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BadData, match=rf"b/judge\.json is damaged \({why}.*restore it") as refused:
+        read_card(path.parent)
+    assert "release" not in str(refused.value)
+
+
+@pytest.mark.parametrize("template", [None, 1, ...])
+def test_a_card_needs_a_template_where_its_judge_reads_one(template: Any, tmp_path: Path) -> None:
+    for kind in ("critiqued", "generative", "bradley_terry"):
+        path = Path(write_card(tmp_path / kind, kind, "terse-1")) / "judge.json"
+        card = json.loads(path.read_text()) | {"template": template}
+        if template is ...:
+            del card["template"], card["reading"]
+        path.write_text(json.dumps(card))
+        if kind == "bradley_terry":
+            assert read_card(path.parent) == card
+            continue
+        with pytest.raises(BadData, match=rf"a {kind} judge needs the name of one\); restore it"):
+            read_card(path.parent)
+
+
+@pytest.mark.parametrize("version", ["1", True, 1.0, 2, None, []])
+def test_a_card_of_another_version_is_for_the_release_that_made_it(
+    version: Any, tmp_path: Path
+) -> None:
+    path = Path(write_card(tmp_path / "b", "generative", "terse-1")) / "judge.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+    with pytest.raises(BadData) as refused:
+        read_card(path.parent)
+    assert f"b/judge.json: version {version!r} is not known to rlhf_ray" in str(refused.value)
+    assert "which knows 1; use the release that made it (rlhf_ray " in str(refused.value)

@@ -14,10 +14,10 @@ from recipes import recipe_with
 
 from rlhf_ray.bandit.build import build_selector
 from rlhf_ray.config.load import load_recipe
-from rlhf_ray.durable import folder as run_folder
-from rlhf_ray.durable import fsio, manifest
+from rlhf_ray.durable import claims, fsio, manifest
 from rlhf_ray.durable.checkpoint import Checkpoints
-from rlhf_ray.durable.folder import FORMAT, RESOLVED, RunFolder, check_format
+from rlhf_ray.durable.claims import FORMAT, RESOLVED, SEAL, check_format
+from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.journal import Journal
 from rlhf_ray.durable.manifest import NewerFormat
 from rlhf_ray.durable.recorded import replay, resume_point
@@ -39,7 +39,9 @@ def begin(path: Path) -> Path:
 
 
 def format_line(resolved: Path, line: bytes) -> None:
-    """Change how a resolved recipe begins; an empty line takes the beginning away."""
+    """Change how a resolved recipe begins, as of a version that kept no hash of it; an empty line
+    takes the beginning away."""
+    (resolved.parent / SEAL).unlink(missing_ok=True)
     _, end, rest = resolved.read_bytes().partition(b"\n")
     resolved.write_bytes(line + end + rest if line else rest)
 
@@ -86,7 +88,7 @@ def test_the_command_ends_with_65_and_names_the_newer_version(tmp_path: Path) ->
 def test_an_earlier_format_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resolved = begin(tmp_path)
     before = resolved.read_bytes()
-    monkeypatch.setattr(run_folder, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr(claims, "FORMAT", FORMAT + 1)
     RunFolder(tmp_path, recipe_with(), data="d")
     assert resolved.read_bytes() == before  # what is there is still of the format it began with
 
@@ -121,6 +123,7 @@ def test_a_damaged_format_is_not_taken_for_the_first(line: bytes, tmp_path: Path
 
 def test_any_bit_that_flips_in_the_line_is_noticed(tmp_path: Path) -> None:
     whole = begin(tmp_path / "run").read_bytes()
+    (tmp_path / "run" / SEAL).unlink()
     for bit in range(8 * (whole.index(b"\n") + 1)):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8

@@ -234,6 +234,7 @@ def test_benchmark_rows_are_counted_as_their_benchmarks_do(
     hard = (won[0][1] + won[0][2] + won[1][2]) / 3
     assert subsets["RM-Bench/chat"]["styles"]["hard"] == pytest.approx(hard)
     shown = out[out.index("As RewardBench 2") :]
+    assert shown.splitlines()[0].endswith("count, %; the best ties score is 101")
     assert said(shown, "Math")[1] == f"{100 * best:.1f}"
     assert said(shown, "chat")[4] == f"{100 * hard:.1f}"
 

@@ -273,6 +273,15 @@ def test_a_poisonous_chunk_ends_the_run_by_name_once_all_others_are_delivered() 
     assert loop.tick(1000) == []
 
 
+def test_a_chunk_whose_workers_were_only_gone_is_not_called_bad_data() -> None:
+    loop = Loop(2)
+    loop.submit(7)
+    loop.say(Died(1, Death.INFRA, "killed"))
+    error = failure(loop.say(Died(0, Death.SILENT, "no answer")))
+    assert isinstance(error, ClusterUnavailable)
+    assert "see who ends them" in str(error)
+
+
 def test_a_chunk_whose_data_is_said_to_be_at_fault_goes_to_another_worker() -> None:
     loop = Loop(2)
     loop.submit(7)

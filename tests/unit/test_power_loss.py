@@ -20,7 +20,8 @@ from trials import Trial
 
 from rlhf_ray.durable import fsio
 from rlhf_ray.durable.checkpoint import Checkpoints
-from rlhf_ray.durable.folder import RESOLVED, RunFolder
+from rlhf_ray.durable.claims import RESOLVED
+from rlhf_ray.durable.folder import RunFolder
 from rlhf_ray.durable.journal import Journal
 
 

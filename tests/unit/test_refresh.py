@@ -17,7 +17,8 @@ from rlhf_ray.bootstrap.roles import Sampler
 from rlhf_ray.bootstrap.store import Store
 from rlhf_ray.config.judges import GoldPreferences, JudgeTraining
 from rlhf_ray.config.schema import Scratch
-from rlhf_ray.errors import JudgeFailed
+from rlhf_ray.durable.manifest import write_manifest
+from rlhf_ray.errors import BadData, JudgeFailed
 from rlhf_ray.judge_refresh import gate, with_fresh
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import Floats, Preference, Prompt, Refreshed, Rollout
@@ -68,6 +69,7 @@ def refresher(
     """Of judge `a` with the first taste, which learns the others, one per round."""
     shutil.copytree(model, run / "judges/a")
     (run / "judges/a/taste").write_text(tastes[0])
+    write_manifest(run / "judges/a", {})
     recipe = recipe_with(
         judges={"a": GOLD_JUDGE, "b": {"kind": "rules"}},
         refresh={"steps": 2, "prompts": 4, "responses": 3, **settings},
@@ -217,6 +219,18 @@ def test_after_a_resume_the_last_promoted_version_is_in_use(model: Path, tmp_pat
     ours.adopt(known)
     ours.adopt(known)  # what is in use already is not loaded again
     assert pool.loaded == ["judges/a", "refreshed/a-r002"]
+
+
+def test_a_promoted_judge_that_is_damaged_or_gone_is_not_used(model: Path, tmp_path: Path) -> None:
+    ours, pool = refresher(model, tmp_path, "abdc")
+    known = [Refreshed("a", 1, True, "", "refreshed/a-r001", "", (0, 0), (0, 0))]
+    with pytest.raises(BadData, match=r"a-r001/MANIFEST\.json: missing"):
+        ours.adopt(known)
+    shutil.copytree(tmp_path / "judges/a", tmp_path / "refreshed/a-r001")
+    (tmp_path / "refreshed/a-r001/taste").write_text("dcba")
+    with pytest.raises(BadData, match=r"a-r001/taste: its SHA-256 is not"):
+        ours.adopt(known)
+    assert pool.loaded == ["judges/a"]
 
 
 def test_a_candidate_of_a_refresh_that_was_cut_short_leaves_its_place(

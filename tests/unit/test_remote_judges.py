@@ -138,17 +138,21 @@ def test_a_value_that_is_no_number_fails_alone() -> None:
     assert found.failures == {"not_a_number": 5}
 
 
-def test_an_endless_number_is_no_number() -> None:
-    found, _ = judged(bad.says(b'{"rewards": [1e999, -1e999, 3, 4, 5, 6]}'), max_failed=0.9)
-    assert found.failures == {"not_a_number": 2}
-    assert found.values[0, 2] == 3.0
+def test_an_endless_number_and_a_nan_fail_alone() -> None:
+    found, _ = judged(bad.says(b'{"rewards": [1e999, NaN, 3, 4, -Infinity, 6]}'), max_failed=0.9)
+    assert found.failures == {"not_a_number": 3}
+    assert repr(found.values.tolist()) == "[[nan, nan, 3.0], [4.0, nan, 6.0]]"
 
 
-def test_a_nan_spoils_its_answer() -> None:
-    first = bad.says(b'{"rewards": [NaN, 1]}')
-    found, _ = judged(first, answers(lengths), batch=2, concurrency=1, max_failed=0.9)
-    assert found.failures == {"not_json": 2}
-    assert found.values[1].tolist() == LENGTHS[1]
+def test_a_service_that_answers_no_numbers_is_not_called_down() -> None:
+    spoilt = answers(lambda body: chat([{"token": "A", "logprob": math.nan}]))
+    for said in (
+        complaint(bad.says(b'{"rewards": [NaN, NaN, NaN, NaN, NaN, NaN]}')),
+        complaint(spoilt, protocol="openai", references=["-", "-"]),
+    ):
+        address, _, end = said.rpartition("; ")[2].partition(" answered ")
+        assert address.startswith("http://127.0.0.1:")
+        assert end.startswith("what is no finite number. Raise max_failed to go on")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,7 @@ def test_a_nan_spoils_its_answer() -> None:
         ({"reward": [1] * 6}, "wrong_shape"),
         ([1] * 6, "wrong_shape"),
         (None, "wrong_shape"),
+        (math.nan, "wrong_shape"),
     ],
 )
 def test_an_answer_of_another_form_is_named(made: Any, reason: str) -> None:
@@ -244,11 +249,13 @@ def test_a_model_that_has_no_name_is_not_named() -> None:
         ([{"index": i + 1, "probs": [1]} for i in range(6)], "wrong_index"),
         ([{"index": bool(i) if i < 2 else i, "probs": [1]} for i in range(6)], "wrong_index"),
         ([{"index": str(i), "probs": [1]} for i in range(6)], "wrong_index"),
+        ([{"index": math.nan, "probs": [1]} for i in range(6)], "wrong_index"),
         ([{"index": i, "probs": [1]} for i in range(5)], "wrong_length"),
         ([{"index": i, "probs": [0.1, 0.9]} for i in range(6)], "wrong_shape"),
         ([{"index": i, "probs": []} for i in range(6)], "wrong_shape"),
         ([{"index": i, "data": [1]} for i in range(6)], "wrong_shape"),
         ([{"index": i, "probs": [[1]]} for i in range(6)], "not_a_number"),
+        ([{"index": i, "probs": [math.nan]} for i in range(6)], "not_a_number"),
     ],
 )
 def test_an_answer_of_vllm_that_does_not_fit_is_named(rows: Any, reason: str) -> None:

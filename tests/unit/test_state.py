@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_ray.config.schema import Learner
-from rlhf_ray.durable.folder import MAY_CHANGE
+from rlhf_ray.durable.claims import MAY_CHANGE
 from rlhf_ray.errors import BadData, RecipeError, StorageFailed
 from rlhf_ray.training import tensor_files
 from rlhf_ray.training.masters import Masters

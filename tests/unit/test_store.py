@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.bootstrap import store as module
 from rlhf_ray.bootstrap.store import Store, identity
 from rlhf_ray.config.judges import GoldJudge
 from rlhf_ray.config.schema import GoldData, Policy, Recipe, Rollouts
 from rlhf_ray.durable.fsio import fsync_tree
-from rlhf_ray.durable.manifest import write_manifest
+from rlhf_ray.durable.manifest import NewerFormat, write_manifest
 
 
 def store(folder: Path, **rollouts: float) -> Store:
@@ -67,3 +68,34 @@ def test_a_model_is_on_disk_before_it_has_its_name(
     monkeypatch.setattr("rlhf_ray.bootstrap.store.fsync_tree", flush)
     store(tmp_path).made("judges/x", "a", Path.mkdir, share=False)
     assert flushed == [(".tmp-x", False)]
+
+
+def test_a_judge_of_another_recipe_is_put_aside_and_not_deleted(tmp_path: Path) -> None:
+    def made(name: str, key: str) -> None:
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            (folder / "weights").write_text(key)
+
+        store(tmp_path).made(name, key, make, share=False)
+
+    for key in ("long-ago-1", "newer-2"):
+        made("judges/x", key)
+        made("lessons/x", key)
+    assert (tmp_path / "judges/x/weights").read_text() == "newer-2"
+    assert (tmp_path / "replaced/x-long-ago/weights").read_text() == "long-ago-1"
+    assert [one.name for one in (tmp_path / "replaced").iterdir()] == ["x-long-ago"]
+
+
+def test_a_cached_model_of_a_later_version_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_RAY_CACHE", str(tmp_path / "cache"))
+    store(tmp_path / "one").made("judges/x", "a", Path.mkdir, share=True)
+    (cached,) = (tmp_path / "cache").iterdir()
+
+    def newer(folder: Path) -> None:
+        raise NewerFormat(f"{folder} is of tomorrow")
+
+    monkeypatch.setattr(module, "verify_manifest", newer)
+    store(tmp_path / "two").made("judges/x", "a", Path.mkdir, share=True)
+    assert cached.is_dir()

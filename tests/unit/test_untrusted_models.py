@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_judges import make_judges
 
 from rlhf_ray.config.judges import BradleyTerryJudge, CritiquedJudge, GenerativeJudge
@@ -158,3 +158,25 @@ def test_old_weights_are_converted_as_the_page_says(judges: dict[str, str], tmp_
     assert Chat.load(str(new)).end_id == Chat.load(str(old)).end_id
     for name, weight in weights.items():
         assert torch.equal(found[name], weight), name
+
+
+@pytest.mark.parametrize("lost", ["score.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_weights_that_are_missing_are_never_made_up(
+    lost: str, judges: dict[str, str], tmp_path: Path
+) -> None:
+    copied(judges["scalar"], tmp_path / "judge")
+    weights = load_file(tmp_path / "judge" / "model.safetensors")
+    del weights[lost]
+    save_file(weights, tmp_path / "judge" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadData, match=rf"lack 1 tensors of its model \({lost}\)"):
+        load_classifier(str(tmp_path / "judge"), 0, new_head=False)
+
+
+def test_a_language_model_lacks_its_new_head_alone(judges: dict[str, str], tmp_path: Path) -> None:
+    copied(judges["gram"], tmp_path / "judge")
+    assert not load_classifier(str(tmp_path / "judge"), 0, new_head=True).score.weight.any()
+    weights = load_file(tmp_path / "judge" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "judge" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadData, match=r"\(model\.norm\.weight\), which would be made up"):
+        load_classifier(str(tmp_path / "judge"), 0, new_head=True)

@@ -159,6 +159,7 @@ def test_a_service_that_is_down_is_not_waited_for_again_and_again() -> None:
                             deadline_s=60)  # fmt: skip
     prompts = [Prompt(f"{n}", f"ask {n}", "s") for n in range(50)]
     why = r"([56]) of 100 critiques failed \(\1 refused; 9[45] more were not sent\); allowed is"
+    why += r" a share of 0\.04; first: nobody is there\. Look after"
     with pytest.raises(BadData, match=why):
         wave(critic, 0.04).write_all(prompts, [["x", "y"]] * 50)
     assert down.asked in (5, 6)
