@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 import rlhf_ray
 from rlhf_ray.arguments import HELP, OVERRIDES, Config, RunDir, checked
+from rlhf_ray.durable.fsio import read_bytes
 from rlhf_ray.durable.staging import local
 from rlhf_ray.errors import (
     STOPPED,
@@ -311,20 +312,29 @@ def status(run: Run) -> None:
 
 def _standing(run: Path) -> dict[str, str]:
     """Where a run stands, in words, from its files alone."""
-    rows = _json_lines(run / "metrics.jsonl")
-    waves = [row for row in rows if row.get("kind") == "wave"]
-    attempts = len(list((run / "journal").glob("*.jsonl")))
+    from rlhf_ray.durable.attempts import begun
+
+    waves, told = set[int](), dict[str, str]()
+    for where, row in _json_lines(run / "metrics.jsonl"):
+        try:
+            if row.get("kind") == "wave":
+                waves.add(row["index"])
+                told["last"] = f"wave {row['step']}, {row['pairs']} pairs"
+            elif row.get("kind") == "evaluation":
+                accuracy = f"{row['sampled']['overall']:.3f} sampled accuracy"
+                told["gold"] = f"{accuracy} after round {row['round']}"
+        except (LookupError, TypeError, ValueError) as error:
+            raise BadData(
+                f"{where}: no row of metrics ({error!r}); restore it from a copy"
+            ) from error
+    # Runs of earlier versions have counted no attempts; each wrote a segment of its own.
+    attempts = begun(run) or len(list((run / "journal").glob("*.jsonl")))
     summary = run / "summary.json"
-    finished = _json(summary.read_text("utf-8"), summary) if summary.is_file() else {}
+    finished = _json(read_bytes(summary), summary) if summary.is_file() else {}
     standing = {
         "status": str(finished.get("status", "unfinished")),
-        "done": f"{len({row['index'] for row in waves})} waves in {attempts} attempt(s)",
-    }
-    if waves:
-        standing["last"] = f"wave {waves[-1]['step']}, {waves[-1]['pairs']} pairs"
-    for row in [row for row in rows if row.get("kind") == "evaluation"][-1:]:
-        accuracy = row["sampled"]["overall"]
-        standing["gold"] = f"{accuracy:.3f} sampled accuracy after round {row['round']}"
+        "done": f"{len(waves)} waves in {attempts} attempt(s)",
+    } | {what: told[what] for what in ("last", "gold") if what in told}
     if finished:
         standing["result"] = str(run / "final")
     else:
@@ -333,16 +343,17 @@ def _standing(run: Path) -> dict[str, str]:
     return standing
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last line without an end is still being written."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = text.split("\n")[:-1]
-    return [_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, with their places; a last line without an end is still being written."""
+    lines = read_bytes(path).split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{path}:{number}", _json(line, f"{path}:{number}")
 
 
-def _json(text: str, where: Path | str) -> dict[str, Any]:
+def _json(text: bytes, where: Path | str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode())
     except ValueError as error:
         raise BadData(f"{where}: malformed JSON ({error}); restore it from a copy") from error
     if not isinstance(value, dict):

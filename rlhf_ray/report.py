@@ -36,6 +36,14 @@ CONFIG, METRICS, SUMMARY = "config.resolved.yaml", "metrics.jsonl", "summary.jso
 MOST_SAMPLES = 600
 """Responses the page carries; more make it slow to open."""
 PROMPT_KEYS = ("step", "round", "source", "arm", "prompt", "answer", "policy_version")
+NEEDED: dict[str, dict[str, type]] = {
+    "wave": dict.fromkeys(("index", "round", "pairs", "tokens"), int)
+    | dict.fromkeys(("seconds", "arms", "arms_by_source"), dict),
+    "evaluation": {"round": int, "sampled": dict, "greedy": dict},
+    "judge": {"name": str, "accuracy": dict, "pairs": dict},
+    "refresh": {"round": int, "judge": str, "promoted": bool, "why": str, "measures": dict},
+}
+"""What the page reads of a row, whatever else is in it."""
 RESPONSE_KEYS = ("response", "score", "gold", "finished", "tokens", "critique")
 
 
@@ -105,9 +113,12 @@ def _json(text: str, place: str, unread: list[str]) -> Row:
         value = json.loads(text)
     except ValueError as error:
         value = f"not JSON: {error}"
-    if isinstance(value, dict):
+    kind = value.get("kind") if isinstance(value, dict) else None
+    needed = NEEDED.get(str(kind), {}).items()
+    if isinstance(value, dict) and all(isinstance(value.get(key), one) for key, one in needed):
         return value
-    unread.append(f"{place} holds no JSON object ({str(value)[:80]}); left out")
+    why = f"is no row of kind {kind}" if kind else "holds no JSON object"
+    unread.append(f"{place} {why} ({str(value)[:80]}); left out")
     return {}
 
 
@@ -208,7 +219,7 @@ def _result(before: float, after: float) -> str:
 def _before_and_after(run: Run) -> Floats:
     """[2] sampled gold accuracy; the second is the latest so far while the run goes on."""
     if run.evaluations:
-        found = [row["sampled"]["overall"] for row in run.evaluations]
+        found = [row["sampled"].get("overall") for row in run.evaluations]
         return _reals([found[0], found[-1] if len(found) > 1 else None])
     ends = (run.summary.get("gold_accuracy") or {}).get("sampled") or {}
     return _reals((ends.get(when) or {}).get("overall") for when in ("before", "after"))
@@ -245,10 +256,10 @@ def _gold_charts(run: Run) -> str:
         return charts.line_chart(title, drawn, x_label=label, y_label="gold accuracy", percent=True)
 
     found = {way: [row[way] for row in run.evaluations] for way in ("sampled", "greedy")}
-    lines = {way: _reals(row["overall"] for row in rows) for way, rows in found.items()}
+    lines = {way: _reals(row.get("overall") for row in rows) for way, rows in found.items()}
     made = chart("Held-out prompts", lines)
     for way, rows in found.items():
-        parts = [row["by_source"] for row in rows]
+        parts = [row.get("by_source") or {} for row in rows]
         lines = {name: _reals(part.get(name) for part in parts) for name in _keys(parts)}
         made += chart(f"Held-out prompts by source, {way}", lines)
     parts = [row.get("gold_by_source") or {} for row in run.waves]

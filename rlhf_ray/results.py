@@ -10,7 +10,7 @@ import numpy as np
 import rlhf_ray
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.data.baselines import HashedNgrams, longer_response_accuracy
-from rlhf_ray.durable.fsio import atomic_write
+from rlhf_ray.durable.fsio import atomic_write, read_bytes
 from rlhf_ray.durable.manifest import write_manifest
 from rlhf_ray.errors import BadData
 from rlhf_ray.messages import Floats, Preference
@@ -30,14 +30,23 @@ def leave_results(recipe: Recipe, folder: Path, rows: Sequence[Row], wall_s: flo
 
 
 def read_summary(folder: Path) -> Row | None:
-    """The summary of a finished run, None while it is not."""
+    """The summary of a finished run, None while it is not.
+
+    Raises BadData for one that does not tell what is said of a finished run.
+    """
     path = folder / "summary.json"
     if not path.is_file():
         return None
     try:
-        found: Row = json.loads(path.read_text(encoding="utf-8"))
-        return found if found["status"] == "completed" else None
-    except (ValueError, KeyError) as error:
+        found: Row = json.loads(read_bytes(path))
+        if found["status"] != "completed":
+            return None
+        ends = found["gold_accuracy"]
+        both = [(mode, when) for mode in ("sampled", "greedy") for when in ("before", "after")]
+        said = [ends[mode][when]["overall"] for mode, when in both] if ends else []
+        sum([found["wall_s"], *said])  # all of them are numbers
+        return found
+    except (ValueError, LookupError, TypeError) as error:
         raise BadData(f"{path} is damaged ({error!r}); remove it to go on with the run") from error
 
 

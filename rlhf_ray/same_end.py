@@ -9,20 +9,18 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rlhf_ray.bandit.build import build_selector
-from rlhf_ray.config.schema import Recipe
-from rlhf_ray.durable.fsio import below, entries, explained, read_bytes, sha256_of
+from rlhf_ray.durable.fsio import below, entries, read_bytes, sha256_of
 from rlhf_ray.durable.journal import Journal, encode_array
 from rlhf_ray.durable.manifest import NAME as MANIFEST
 from rlhf_ray.durable.manifest import verify_manifest
 from rlhf_ray.durable.recorded import replay
 from rlhf_ray.errors import BadData
+from rlhf_ray.verify import read_journal, resolved
 
 CLOCK = (
     "seconds", "wall_s", "overhead_s", "record_s", "tokens_per_s", "sync_s", "judge_s",
@@ -76,10 +74,14 @@ def end_of(run: Path) -> dict[str, Facts]:
 
     Raises BadData for what is no finished run folder, or for a folder that is damaged.
     """
+    run = run.absolute()  # a short name, as "A", may stand anywhere in weights
     for name in ("config.resolved.yaml", "summary.json"):
         if not (run / name).is_file():
             raise BadData(f"{run} is no finished run folder: {name} is not in it")
-    with closing(_journal(run)) as journal:
+    if not (run / "journal").is_dir():
+        raise BadData(f"{run / 'journal'} is missing; put it back from a copy of the run folder")
+    journal, _ = read_journal(run / "journal")
+    with closing(journal):
         found = {
             "journal": _records(run, journal),
             "samples": _files(run, "samples"),
@@ -106,17 +108,6 @@ def _of_both(here: Facts, there: Facts) -> Facts:
 def timeless(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of metrics without what the clock put into it."""
     return {key: value for key, value in row.items() if key not in CLOCK}
-
-
-def _journal(run: Path) -> Journal:
-    """Read from a copy: opening a journal mends what a killed attempt left half written."""
-    with TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "journal"
-        copy.mkdir()
-        for path in entries(run / "journal"):
-            if path.suffix == ".jsonl":
-                (copy / path.name).write_bytes(read_bytes(path))
-        return Journal(copy)
 
 
 def _records(run: Path, journal: Journal) -> Facts:
@@ -149,9 +140,7 @@ def _rows(run: Path) -> Facts:
 
 def _bandit(run: Path, journal: Journal) -> Facts:
     """What the bandit has come to know: it follows from the journal, so it is folded from it."""
-    with explained("read", run / "config.resolved.yaml"):
-        tree = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
-    recipe = Recipe.model_validate(tree)
+    recipe = resolved(run)
     arms = tuple(recipe.judges)
     selector = build_selector(recipe, arms)
     done = len(journal.all("learn"))

@@ -55,11 +55,19 @@ def parsed(texts: Sequence[str]) -> dict[str, int | None]:
 def order(folder: Path, counts: Mapping[str, int | None]) -> dict[str, int]:
     """Order other numbers of workers, None: as the recipe says. Returns all that is ordered now.
 
-    Raises BadData where there is no run.
+    An old file that cannot be read is replaced: what it may have ordered is no order any more.
+
+    Raises BadData where there is no run, and for such a file where nothing new is ordered.
     """
     if not (folder / "config.resolved.yaml").is_file():
         raise BadData(f"{folder} is no run folder; give the --run-dir of a run")
-    orders: dict[str, int | None] = {**ordered(folder), **counts}
+    try:
+        before = ordered(folder)
+    except BadData:
+        if not counts:
+            raise
+        before = {}
+    orders: dict[str, int | None] = {**before, **counts}
     found = {role: count for role, count in orders.items() if count is not None}
     atomic_write(folder / FILE, json.dumps(found, sort_keys=True).encode() + b"\n")
     return found

@@ -84,7 +84,6 @@ class Store:
         self.push()
         return target
 
-
     def _replaced(self, name: str, target: Path, key: str) -> None:
         if not name.startswith("judges/"):
             return

@@ -7,6 +7,7 @@ and looks for a newer one before it writes: one that finds it has been taken ove
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -19,6 +20,7 @@ from rlhf_ray.errors import STOPPED, RecipeError, RlhfRayError
 
 GONE_S = 30.0
 """A process that was killed has ended after this."""
+_NAME = re.compile(r"([0-9]{6,})\.json")
 
 
 class TakenOver(RlhfRayError):
@@ -91,35 +93,46 @@ class Attempt:
         file = fsio.LineFile(self.path)
         owner = Owner.here()
         told = {"host": owner.host, "pid": owner.pid, "born": owner.born, "waits": waits}
-        file.append(json.dumps(told).encode() + b"\n")
+        self._line = json.dumps(told).encode() + b"\n"
+        file.append(self._line)
         file.close()
 
     def check(self) -> None:
-        """Raises TakenOver once there is a newer attempt."""
+        """Raises TakenOver once there is a newer attempt, or this one has lost its file: where
+        `attempts/` was deleted, the next driver has its number again."""
         run = self.path.parent.parent
-        if _path(run, self.number + 1).exists():
+        if (last := newest(run)) > self.number:
             raise TakenOver(
-                f"attempt {newest(run)} ({owner_of(run) or 'a driver that did not say who it is'}) "
+                f"attempt {last} ({owner_of(run) or 'a driver that did not say who it is'}) "
                 f"has taken over {run}; this was attempt {self.number}, and it writes no more"
+            )
+        if not self.path.is_file() or fsio.read_bytes(self.path) != self._line:
+            raise TakenOver(
+                f"{self.path} is gone, or another driver's ({owner_of(run) or 'whose, is not said'}"
+                f"): without it, {run} is not this driver's, and it writes no more; start it again "
+                "where no other one is running, and leave attempts/ alone"
             )
 
 
 def newest(run: Path) -> int:
     """Number of the newest attempt, 0 before the first."""
-    folder = run / "attempts"
-    names = [path.stem for path in fsio.entries(folder)] if folder.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max(_numbers(run), default=0)
+
+
+def begun(run: Path) -> int:
+    """How many attempts there were, without those that only made way for the next one."""
+    return sum(_told(run, number).get("waits") is not True for number in _numbers(run))
 
 
 def owner_of(run: Path) -> Owner | None:
     """Who made the newest attempt; None where there is none, or it died before it could say."""
-    told = _told(run)
+    told = _told(run, newest(run))
     return Owner(told["host"], told["pid"], told["born"]) if told else None
 
 
 def made_way(run: Path) -> bool:
     """Whether this process has taken the run over, and has not begun its attempt yet."""
-    return owner_of(run) == Owner.here() and _told(run)["waits"] is True
+    return owner_of(run) == Owner.here() and _told(run, newest(run))["waits"] is True
 
 
 def take_over(run: Path) -> Owner | None:
@@ -136,8 +149,15 @@ def take_over(run: Path) -> Owner | None:
     return before
 
 
-def _told(run: Path) -> dict[str, Any]:
-    number = newest(run)
+def _numbers(run: Path) -> list[int]:
+    """Of all attempts; other files are not ours."""
+    folder = run / "attempts"
+    names = [path.name for path in fsio.entries(folder)] if folder.is_dir() else []
+    return [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+
+
+def _told(run: Path, number: int) -> dict[str, Any]:
+    """What an attempt says of itself; nothing for number 0."""
     try:
         told = json.loads(fsio.read_bytes(_path(run, number))) if number else {}
     except ValueError:

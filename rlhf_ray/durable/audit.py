@@ -4,17 +4,19 @@ Every file is on disk before the record that tells of it, and every record befor
 built on it. So whatever tells of a step that the journal does not know, the journal has lost it.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf_ray.durable.fsio import entries, sha256_of
-from rlhf_ray.durable.journal import Journal
+from rlhf_ray.durable.journal import Body, Journal
 from rlhf_ray.errors import BadData
 
 SHARDS = ("samples", "pairs")
 """Folders with one Parquet file per wave, which the record of kind `learn` names by its hash."""
 _WITNESSED = {"wave": "step", "evaluation": "round"}
+_PUT_BACK = "put it back from a copy of the run folder"
 
 
 def check_journal(journal: Journal, path: Path, extra: dict[str, Any]) -> None:
@@ -27,14 +29,41 @@ def check_journal(journal: Journal, path: Path, extra: dict[str, Any]) -> None:
         _lost(journal, f"{path} was made after {what}")
 
 
-def check_metrics(journal: Journal, path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Raises BadData when rows at `path` tell of waves or evaluations the journal has lost."""
-    for row in rows:
-        kind = row["kind"]
+def check_metrics(
+    journal: Journal, path: Path, rows: Sequence[Any], *, done: int = 0, ended: bool = False
+) -> None:
+    """Raises BadData when rows at `path` tell of waves or evaluations the journal has lost, and
+    when those of the first `done` waves, and of the evaluations before them, are missing or say
+    something else than the journal. `ended`: the run has, so the last evaluation has its row too.
+    """
+    told: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for number, row in enumerate(rows, start=1):
+        kind = row.get("kind") if isinstance(row, dict) else None
+        if not isinstance(kind, str):
+            raise BadData(f"{path}:{number}: not a row of metrics; {_PUT_BACK}")
         if kind in _WITNESSED:
             key = str(row.get(_WITNESSED[kind]))
             if journal.find(kind, key) is None:
                 _lost(journal, f"{path} tells of {kind} {key}")
+            told[kind, key].append(row)
+    for kind, key, body in _covered(journal, done, ended=ended):
+        # There may be two: a driver that was taken over may have added one a moment too late.
+        if not any(body.items() <= row.items() for row in told[kind, key]):
+            what = "says something else than the journal" if told[kind, key] else "is missing"
+            raise BadData(f"{path}: the row of {kind} {key} {what}; {_PUT_BACK}")
+
+
+def _covered(journal: Journal, done: int, *, ended: bool) -> Iterator[tuple[str, str, Body]]:
+    """Records whose rows were there before the checkpoint of the first `done` waves was: a row
+    follows its record, and a wave the evaluation its round begins with."""
+    begun = -1
+    for key, body in journal.all("wave"):
+        if body["index"] < done:
+            begun = max(begun, body["round"])
+            yield "wave", key, body
+    for key, body in journal.all("evaluation"):
+        if ended or body["round"] <= begun:
+            yield "evaluation", key, body
 
 
 def check_shards(journal: Journal, folder: Path, done: int) -> None:

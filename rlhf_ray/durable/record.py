@@ -37,7 +37,7 @@ from rlhf_ray.metrics import (
 class RunRecord:
     """Keeps every wave of one run; `show` is told each row as it is written.
 
-    Raises BadData where files of the first `done` waves are not what was written.
+    Raises BadData where files or rows of the first `done` waves are not what was written.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RunRecord:
         self.every, self.last = settings.every_waves, loop.rounds * loop.waves - 1
         self.path = folder / "metrics.jsonl"
         rows = _read(self.path, loop.waves)
-        check_metrics(journal, self.path, rows)
+        check_metrics(journal, self.path, rows, done=done)
         check_shards(journal, folder, done)
         self.rows = [row for row in rows if _wave_of(row, loop.waves) < done]
         atomic_write(self.path, "".join(map(_line, self.rows)).encode())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -215,9 +216,13 @@ def test_a_demo_outside_a_checkout_says_where_to_get_one(
 
 
 def run_folder(folder: Path) -> None:
-    (folder / "journal").mkdir(parents=True)
-    for number in (1, 2):
-        (folder / "journal" / f"{number:06d}.jsonl").touch()
+    for name in ("journal", "attempts"):
+        (folder / name).mkdir(parents=True)
+    (folder / "journal" / "000001.jsonl").touch()
+    owner = {"host": "h", "pid": 1, "born": ""}
+    for number, waits in enumerate((False, True, False), start=1):  # the last one took over
+        told = json.dumps(owner | {"waits": waits})
+        (folder / "attempts" / f"{number:06d}.json").write_text(told)
     (folder / "config.resolved.yaml").write_text(RECIPE)
     rows = [
         {"kind": "evaluation", "round": 0, "sampled": {"overall": 0.5}},
@@ -258,3 +263,38 @@ def test_status_names_the_line_that_is_damaged(command: Command, tmp_path: Path)
     code, _, err = command("status", "run")
     assert code == 65
     assert "run/metrics.jsonl:1: malformed JSON" in err
+
+
+def test_status_counts_segments_where_an_earlier_version_counted_no_attempts(
+    command: Command, tmp_path: Path
+) -> None:
+    run_folder(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "attempts")
+    assert "in 1 attempt(s)" in command("status", "run")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("metrics.jsonl", b"{}\n\xff\n", "run/metrics.jsonl:2: malformed JSON"),
+        ("metrics.jsonl", b"[1]\n", "run/metrics.jsonl:1: holds no JSON object"),
+        ("metrics.jsonl", b'{"kind": "wave"}\n', "run/metrics.jsonl:1: no row of metrics"),
+        ("metrics.jsonl", b'{"kind": "evaluation", "sampled": 1}\n', "no row of metrics"),
+        ("summary.json", b"\xff", "run/summary.json: malformed JSON"),
+        ("summary.json", b"[]", "run/summary.json: holds no JSON object"),
+    ],
+)
+def test_status_names_what_it_cannot_read(
+    command: Command, tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    run_folder(tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(data)
+    code, _, err = command("status", "run")
+    assert (code, said in err) == (65, True), err
+
+
+def test_a_stranger_among_the_attempts_is_no_attempt(command: Command, tmp_path: Path) -> None:
+    run_folder(tmp_path / "run")
+    for name in ("\u00b2", "\u00b2.json", "000009", "\u0661\u0661\u0661\u0661\u0661\u0661.json"):
+        (tmp_path / "run" / "attempts" / name).touch()
+    assert "in 2 attempt(s)" in command("status", "run")[1]

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as arrays
 from rlhf_ray.durable import fsio
 from rlhf_ray.durable.checkpoint import Checkpoints
 from rlhf_ray.durable.journal import Journal, decode_array, encode_array
-from rlhf_ray.durable.manifest import _sealed, verify_manifest, verify_model, write_manifest
+from rlhf_ray.durable.manifest import _sealed, verify_manifest, write_manifest
 from rlhf_ray.errors import BadData, StorageFailed
 
 
@@ -398,17 +398,3 @@ def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_trace(tmp_path: Pat
         checkpoints.commit(2, lambda folder: (folder / "nowhere" / "half").touch(), {})
     assert _newest(tmp_path) == "1"
     assert _names(tmp_path) == ["step-000001"]
-
-
-def test_a_model_with_a_manifest_is_read_but_for_what_people_add(tmp_path: Path) -> None:
-    verify_model("some/hub-name")
-    for name in ("README.md", "model.safetensors"):
-        (tmp_path / name).write_text(name)
-    verify_model(str(tmp_path))  # somebody else's
-    write_manifest(tmp_path, {})
-    (tmp_path / "README.md").write_text("my own notes")
-    (tmp_path / ".gitattributes").touch()
-    verify_model(str(tmp_path))
-    (tmp_path / "model.safetensors").write_text("model.safetensorz")
-    with pytest.raises(BadData, match=r"SHA-256 .* copy the model again, or remove .*MANIFEST"):
-        verify_model(str(tmp_path))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,36 @@ def test_an_attempt_with_a_newer_one_beside_it_is_over(tmp_path: Path) -> None:
     with pytest.raises(TakenOver, match=rf"attempt 2 \(process {os.getpid()} on .* taken over"):
         first.check()
     assert TakenOver.exit_code == 75
+
+
+def test_an_attempt_whose_file_is_gone_or_anothers_is_over(tmp_path: Path) -> None:
+    first = Attempt(tmp_path)
+    shutil.rmtree(tmp_path / "attempts")
+    with pytest.raises(
+        TakenOver, match=r"000001\.json is gone, or another driver's \(whose, is not"
+    ):
+        first.check()
+    second = Attempt(tmp_path)
+    assert second.number == first.number
+    second.check()
+    elsewhere(tmp_path)
+    for one in (first, second):
+        with pytest.raises(TakenOver, match=r"000001\.json is gone, or .* on far-away"):
+            one.check()
+
+
+def test_what_is_not_named_as_an_attempt_is_none(tmp_path: Path) -> None:
+    first = Attempt(tmp_path)
+    for name in (
+        "\u00b2",
+        "\u00b2.json",
+        "000009",
+        "7.json",
+        "\u0661\u0661\u0661\u0661\u0661\u0661.json",
+    ):
+        (tmp_path / "attempts" / name).touch()
+    assert newest(tmp_path) == 1
+    first.check()
 
 
 def test_two_that_begin_at_once_do_not_share_a_number(

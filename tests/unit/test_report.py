@@ -337,6 +337,14 @@ def test_what_a_crash_left_half_written_is_named_on_the_page(tmp_path: Path):
     assert "47.5 % → 54.5 %" in page
 
 
+@pytest.mark.parametrize("row", ['{"kind": "wave"}', '{"kind": "evaluation", "round": 1}', "[1]"])
+def test_a_row_that_is_none_is_named_and_left_out(tmp_path: Path, row: str) -> None:
+    folder = a_run_folder(tmp_path, rounds=1)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f"{row}\n")
+    assert "metrics.jsonl:15 " in write_report(folder).read_text()
+
+
 def test_the_refresh_of_a_judge_is_told_once_per_round(tmp_path: Path):
     refresh = {
         "kind": "refresh", "round": 1, "judge": "judge_sort", "promoted": False,

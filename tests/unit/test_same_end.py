@@ -142,6 +142,15 @@ def test_clocks_attempts_and_the_name_of_the_folder_may_differ(straight: Path, o
     (straight / "judges/a/judge.json").unlink()
 
 
+def test_runs_may_be_named_as_seen_from_here(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "e"):  # letters that stand in every file
+        shutil.copytree(straight, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert differing(Path("a"), Path("e")) == set()
+
+
 def test_lessons_are_compared_where_both_runs_made_their_judge(straight: Path, other: Path) -> None:
     for run in (straight, other):
         for name in ("a", "b"):
@@ -159,6 +168,9 @@ def test_a_run_that_is_not_finished_or_damaged_is_not_compared(
 ) -> None:
     one_more_bit(f"{NEWEST}/state")(other)
     with pytest.raises(BadData, match="SHA-256 is not the one"):
+        compare(straight, other)
+    shutil.rmtree(other / "journal")
+    with pytest.raises(BadData, match="journal is missing"):
         compare(straight, other)
     (other / "summary.json").unlink()
     with pytest.raises(BadData, match=r"no finished run folder: summary\.json"):

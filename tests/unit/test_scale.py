@@ -74,6 +74,14 @@ def test_a_damaged_order_is_named(text: str, run: Path) -> None:
         ordered(run)
 
 
+def test_a_new_order_replaces_a_damaged_one(run: Path) -> None:
+    (run / "scale.json").write_text("{")
+    with pytest.raises(BadData, match=r"scale\.json is damaged"):
+        order(run, {})
+    assert (run / "scale.json").read_text() == "{"
+    assert order(run, {"rollouts": 2}) == ordered(run) == {"rollouts": 2}
+
+
 def test_a_recipe_may_leave_the_number_of_rollout_workers_to_the_cluster() -> None:
     recipe = recipe_with(rollouts={"workers": {"min": 2, "max": 64}, "chunk_prompts": 8})
     assert recipe.rollouts.workers == Elastic(min=2, max=64)

@@ -10,7 +10,8 @@ from rlhf_ray.bootstrap.store import Store, identity
 from rlhf_ray.config.judges import GoldJudge
 from rlhf_ray.config.schema import GoldData, Policy, Recipe, Rollouts
 from rlhf_ray.durable.fsio import fsync_tree
-from rlhf_ray.durable.manifest import NewerFormat, write_manifest
+from rlhf_ray.durable.manifest import NewerFormat, verify_model, write_manifest
+from rlhf_ray.errors import BadData
 
 
 def store(folder: Path, **rollouts: float) -> Store:
@@ -99,3 +100,17 @@ def test_a_cached_model_of_a_later_version_is_left_alone(
     monkeypatch.setattr(module, "verify_manifest", newer)
     store(tmp_path / "two").made("judges/x", "a", Path.mkdir, share=True)
     assert cached.is_dir()
+
+
+def test_a_model_with_a_manifest_is_read_but_for_what_people_add(tmp_path: Path) -> None:
+    verify_model("some/hub-name")
+    for name in ("README.md", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    verify_model(str(tmp_path))  # somebody else's
+    write_manifest(tmp_path, {})
+    (tmp_path / "README.md").write_text("my own notes")
+    (tmp_path / ".gitattributes").touch()
+    verify_model(str(tmp_path))
+    (tmp_path / "model.safetensors").write_text("model.safetensorz")
+    with pytest.raises(BadData, match=r"SHA-256 .* copy the model again, or remove .*MANIFEST"):
+        verify_model(str(tmp_path))
