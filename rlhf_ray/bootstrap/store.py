@@ -16,6 +16,7 @@ from typing import Any
 import rlhf_ray
 from rlhf_ray import __version__
 from rlhf_ray.config.schema import Learner, Recipe
+from rlhf_ray.durable.claims import begun
 from rlhf_ray.durable.fsio import fsync_tree, make_dir, rename_dir, sha256_of
 from rlhf_ray.durable.manifest import NAME as MANIFEST
 from rlhf_ray.durable.manifest import NewerFormat, verify_manifest, write_manifest
@@ -58,15 +59,25 @@ class Store:
 
     def made(self, name: str, key: str, make: Callable[[Path], None], *, share: bool) -> Path:
         """`folder/name`, from this run, from the cache (with `share`), or made now. A judge that is
-        there and was made otherwise is put aside in `replaced/`: its training took long."""
+        there and was made otherwise is put aside in `replaced/`: its training took long.
+
+        Raises BadData where it is damaged, and where a run that has begun has lost it.
+        """
         # A run keeps the models it began with; another run gets those of the present code.
         code = f"{__version__}-{sources_hash()[:12]}"
         what = name.partition("/")[0]
         target, cached = self.folder / name, cache_folder() / f"{what}-{key}-{code}"
-        if target.is_dir() and (there := verify_manifest(target).get("key")) != key:
+        kept = begun(self.folder) and name.startswith(("judges/", "start"))
+        if target.is_dir():
+            there = verify_manifest(target).get("key")
+            if kept or there == key:
+                return target
             self._replaced(name, target, str(there))
-        elif target.is_dir():
-            return target
+        elif kept:
+            raise BadData(
+                f"{target} is missing in a run that has begun, and one made now may be another; "
+                "restore it from a copy"
+            )
         staging = target.with_name(f".tmp-{target.name}")
         for old in (target, staging):
             shutil.rmtree(old, ignore_errors=True)

@@ -1,6 +1,6 @@
 """From objects to a folder: which files are a run's state, and how do they come here?"""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rlhf_ray.durable import fsio
@@ -49,6 +49,13 @@ def pull(objects: Objects, head: Head, folder: Path) -> None:
         _bring(objects, {name: lacking[name] for name in names}, folder)
     fsio.remove_dir(folder / FETCHED)
     _remove_empty(folder)
+
+
+def peek(objects: Objects, head: Head, names: Collection[str], folder: Path) -> None:
+    """Fetch some of the files that `head` has into an empty folder; see `pull`."""
+    fsio.make_dir(folder / FETCHED)
+    _bring(objects, {name: head.files[name] for name in names if name in head.files}, folder)
+    fsio.remove_dir(folder / FETCHED)
 
 
 def _bring(objects: Objects, files: Mapping[str, Kept], folder: Path) -> None:

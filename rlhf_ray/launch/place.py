@@ -3,14 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.console import View
 from rlhf_ray.durable.attempts import take_over
-from rlhf_ray.durable.claims import refuse_another
+from rlhf_ray.durable.claims import DATA, MODELS, RESOLVED, SEAL, refuse_another
 from rlhf_ray.durable.folder import RunFolder
+from rlhf_ray.durable.head import newest
 from rlhf_ray.durable.mirror import mirrored
+from rlhf_ray.durable.objects import Objects
+from rlhf_ray.durable.pull import peek
 from rlhf_ray.durable.staging import folder_of, is_url
+from rlhf_ray.errors import RlhfRayError
 
 Place = str | Path
 
@@ -31,7 +36,24 @@ def opened(
             view.say(f"taking over from {take_over(folder) or 'nobody: the folder is free'}")
         yield RunFolder(folder, recipe, data=data)
         return
+    if takeover:
+        _refuse_another(str(place), recipe, data, view)
     with mirrored(str(place), folder, takeover=takeover, say=view.say) as mirror:
         view.say(f"run       {place}, worked on in {folder}")
         yield RunFolder(folder, recipe, data=data, push=mirror.push)
     view.say(f"kept in   {place}")
+
+
+def _refuse_another(url: str, recipe: Recipe, data: str, view: View) -> None:
+    """`refuse_another`, of the state behind a URL."""
+    objects = Objects(url, view.say)
+    head = newest(objects)
+    if head is None:
+        return
+    begun = [name for name in sorted(head.files) if name.startswith("journal/")][:1]
+    with TemporaryDirectory() as folder:
+        peek(objects, head, {RESOLVED, SEAL, DATA, MODELS, *begun}, Path(folder))
+        try:
+            refuse_another(Path(folder), recipe, data)
+        except RlhfRayError as error:
+            raise type(error)(str(error).replace(folder, url)) from error

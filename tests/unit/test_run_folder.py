@@ -115,6 +115,18 @@ def test_a_run_is_not_taken_over_for_another_recipe(
     assert refuse_another(tmp_path / "none", recipe_with(), "d") == recipe_with()
 
 
+def test_a_run_behind_a_url_is_not_taken_over_for_another_recipe(url: str, tmp_path: Path) -> None:
+    view = View()
+    with place.opened(url, recipe_with(seed=1), "d", view) as folder:
+        (folder.path / "journal").mkdir()
+        (folder.path / "journal/000001.jsonl").touch()
+        folder.push()
+        other = place.opened(url, recipe_with(seed=2), "d", view, takeover=True)
+        with pytest.raises(RecipeError, match=rf"{url} holds a run of another .*seed: 1 there"):
+            other.__enter__()
+        folder.push()  # it still has the run
+
+
 def test_other_data_and_a_live_driver_are_refused(tmp_path: Path) -> None:
     begun(tmp_path, recipe_with())
     with pytest.raises(BadData, match="data files have changed"):

@@ -87,6 +87,19 @@ def test_a_judge_of_another_recipe_is_put_aside_and_not_deleted(tmp_path: Path) 
     assert [one.name for one in (tmp_path / "replaced").iterdir()] == ["x-long-ago"]
 
 
+@pytest.mark.parametrize("name", ["judges/x", "start"])
+def test_a_run_that_has_begun_keeps_its_models_or_does_not_go_on(name: str, tmp_path: Path) -> None:
+    ours = store(tmp_path)
+    found = ours.made(name, "a", Path.mkdir, share=False)
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal/000001.jsonl").touch()
+    assert ours.made(name, "b", Path.mkdir, share=False) == found
+    shutil.rmtree(found)
+    with pytest.raises(BadData, match=f"{name} is missing in a run that has begun"):
+        ours.made(name, "a", Path.mkdir, share=False)
+    assert ours.made("lessons/x", "a", Path.mkdir, share=False).is_dir()
+
+
 def test_a_cached_model_of_a_later_version_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
