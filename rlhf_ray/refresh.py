@@ -16,6 +16,7 @@ from rlhf_ray.bootstrap.judges import JudgeMaker
 from rlhf_ray.config.judges import GenerativeJudge, Trained
 from rlhf_ray.config.schema import Recipe
 from rlhf_ray.durable.manifest import verify_manifest
+from rlhf_ray.errors import BadData
 from rlhf_ray.judge_refresh import JudgeRefresh, Pool
 from rlhf_ray.keys import generator
 from rlhf_ray.messages import Refreshed, Rollout
@@ -67,7 +68,7 @@ class Refresher:
             path = newest.get(name, self.paths[name])
             # The pool may hold a candidate of a refresh that was cut short.
             if self.pool.path(name) != str(self.folder / path):
-                verify_manifest(self.folder / path)
+                self._verify(path)
                 self._use(name, path)
             self.paths[name] = path
 
@@ -82,6 +83,12 @@ class Refresher:
         self.known[name] = found.held_out[found.promoted]
         self._use(name, found.path)
         return found
+
+    def _verify(self, path: str) -> None:
+        try:
+            verify_manifest(self.folder / path)
+        except BadData as error:
+            raise BadData(f"{error}; restore {self.folder / path} from a copy") from error
 
     def _use(self, name: str, path: str) -> None:
         self.paths[name] = path
