@@ -81,8 +81,8 @@ def ranking(record: Record, where: str) -> Ranking:
             return _counted(record, where)
         if record.get("domain") is not None:
             return _styled(record, where)
-    elif not any(side is None or _is_texts(side) for side in sides):
-        return _pair(record, where)
+    elif sides != [None, None] and not any(map(_is_texts, sides)):
+        return _pair(record, where)  # which names the side that is missing
     raise BadData(
         f"{where}: fits none of the formats a judge is measured on; write a preference (prompt; "
         "chosen, rejected: texts), a row of RewardBench 2 (id, prompt; chosen, rejected: lists of "

@@ -67,11 +67,14 @@ def test_a_pair_may_be_a_conversation_with_subset_source_and_critiques(tmp_path:
     assert load_rankings("bench.jsonl", tmp_path) == [expected]
 
 
+def test_a_preference_without_its_other_side_is_told_what_is_missing(tmp_path: Path) -> None:
+    assert "field 'rejected' is missing" in said(tmp_path, {"prompt": "Why?", "chosen": "So."})
+
+
 @pytest.mark.parametrize(
     "record",
     [
         {"prompt": "Why?", "response_a": "So.", "response_b": "No."},
-        {"prompt": "Why?", "chosen": "So."},
         {"prompt": "Why?", "chosen": ["So."], "rejected": "No.", "num_correct": 1},
         {"prompt": "Why?", "chosen": ["So."], "rejected": ["No."]},
         {"prompt": "Why?", "chosen": ["So."], "rejected": [], "num_correct": 1, "subset": "Math"},
